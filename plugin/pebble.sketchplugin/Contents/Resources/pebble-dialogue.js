@@ -102,10 +102,7 @@ function closed(open) {
 
 function connectionLost() {
   socket = null;
-  if (waiting.size) {
-    const names = [...waiting.values()].map((button) => button.textContent).join(", ");
-    say("failed", `The connection was lost before the answer to ${names} came.`);
-  }
+  if (waiting.size) say("failed", "The connection was lost before the answer came.");
   waiting.clear();
   stop();
 }
@@ -199,8 +196,8 @@ function tick() {
 
 // Only an answer starts the next tick, so that two are never on their way.
 function ticked(status) {
-  if (status === "done" || status === "dry run") tickTimer = setTimeout(tick, nextTick - Date.now());
-  else stop();
+  if (status !== "done" && status !== "dry run") stop();
+  else tickTimer = setTimeout(tick, nextTick - Date.now());
 }
 
 function stop() {
@@ -209,17 +206,20 @@ function stop() {
   showState();
 }
 
-// Add the amount to the time, in its field and in the title; say so and return false if one is none.
+// Add the amount to the time, in the field and in the title. If one of them is none, say so.
 function addAmount() {
-  const time = find("#time").value;
-  const amount = find("#amount").value;
-  const start = secondsOfDay(time);
-  const more = seconds(amount);
-  if (Number.isNaN(start)) say("failed", `“${time}” is not a time. Write 10, 10:10 or 10:10:30.`);
-  else if (Number.isNaN(more)) say("failed", `“${amount}” is not an amount. Write 5, 3:16 or 1:00:00.`);
-  else find("#time").value = clockTime((start + more) % DAY);
+  const [time, amount] = [find("#time"), find("#amount")];
+  const [start, more] = [secondsOfDay(time.value), seconds(amount.value)];
+  if (Number.isNaN(start)) return refuse(time, "time of day. Type 10, 10:10 or 10:10:30.");
+  if (Number.isNaN(more)) return refuse(amount, "amount of time. Type 5, 3:16 or 1:00:00.");
+  time.value = clockTime((start + more) % DAY);
   saveValues();
-  return !Number.isNaN(start + more);
+  return true;
+}
+
+function refuse(field, expected) {
+  say("failed", `"${field.value}" is no ${expected}`);
+  return false;
 }
 
 // "10", "10:10" and "10:10:30" are times of day; anything else is NaN.
@@ -251,7 +251,8 @@ function showPage(tab) {
 
 function moveBetweenTabs({ key, target }) {
   if (!target.matches("[role=tab]")) return;
-  const tab = { ArrowLeft: target.previousElementSibling, ArrowRight: target.nextElementSibling }[key];
+  const { previousElementSibling: ArrowLeft, nextElementSibling: ArrowRight } = target;
+  const tab = { ArrowLeft, ArrowRight }[key];
   tab?.click();
   tab?.focus();
 }
