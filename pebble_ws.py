@@ -13,19 +13,19 @@ The order is that of a connection's life and of RFC 6455, whose sections stand i
 handshake (4), frames (5), messages and close (5.4, 5.5, 7); then scripts, the bridge between both,
 command line. WebSocketHandler and WebSocketServer can be used without the rest.
 
-Threads: one accepts for each loopback address, one reads each connection, one sends each dialogue
-what others answer, so that a peer that does not read holds up only itself, and one runs scripts.
-A HandshakeError becomes an HTTP status, a ProtocolError a close code, a UserError its text, a lost
-peer a line in the log. A traceback means a bug in this file.
+Threads: one accepts for each loopback address, one reads each connection and answers what it can,
+one runs the scripts and never waits for a dialogue. A HandshakeError becomes an HTTP status, a
+ProtocolError a close code, a UserError its text, a lost peer a line in the log. A traceback means a
+bug in this file.
 """
 
 from __future__ import annotations
 
 import codecs
-import contextlib
 import errno
 import itertools
 import os
+import queue
 import re
 import select
 import socket
@@ -35,6 +35,7 @@ import sys
 import threading
 import time
 from binascii import b2a_base64
+from contextlib import suppress
 
 __version__ = "1.0.0"
 
@@ -59,8 +60,7 @@ MAX_CONNECTIONS = 200  # macOS gives a process 256 file descriptors
 MAX_HEAD = 8_192  # bytes of an opening handshake: a browser sends some 500
 HEAD_TIMEOUT = 10  # seconds for all of it
 SEND_TIMEOUT = 7  # seconds; the kernel lets a send that got half way wait once more
-CLOSE_TIMEOUT = 5  # seconds for a peer to answer our Close
-LINGER_TIMEOUT = 2  # seconds for what is still on its way when TCP is dropped
+CLOSE_TIMEOUT = 3  # seconds for a peer to answer our Close, or to see that TCP is dropped
 RECEIVE_SIZE = 65_536  # bytes received at a time, and kept of a script's output
 MAX_GATHERED = 1_000  # frames, of up to as many bytes, that wait to leave together
 
@@ -68,6 +68,8 @@ MAX_GATHERED = 1_000  # frames, of up to as many bytes, that wait to leave toget
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 ONLY_ONCE = ("host", "origin", "sec-websocket-key", "sec-websocket-version")
+REFUSAL = "This is the WebSocket server of a Sketch plugin's dialogue; its log says more."
+EXTRA_HEADERS = {405: "Allow: GET\r\n", 426: "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"}
 
 
 class HandshakeError(Exception):
@@ -101,8 +103,7 @@ def parse_head(head: bytes) -> tuple[str, dict[str, str]]:
     Raise HandshakeError 400 or 405. An absolute URL is refused: it would name a second host.
     """
     first, *lines = head.decode("latin-1").split("\r\n")
-    request = re.fullmatch(r"([!-~]+) ([!-~]+) HTTP/1\.[1-9]", first)
-    headers: dict[str, str] = {}
+    request, headers = re.fullmatch(r"([!-~]+) ([!-~]+) HTTP/1\.[1-9]", first), {}
     for line in lines:
         header = re.fullmatch(r"([\w!#$%&'*+.^`|~-]+):([\t -~\x80-\xff]*)", line, re.A)
         name, value = (header[1].lower(), header[2].strip(" \t")) if header else ("", "")
@@ -120,12 +121,8 @@ def refusal(status: int) -> bytes:
     """Return the HTTP response that refuses a handshake."""
     from http import HTTPStatus
 
-    headers = {405: "Allow: GET\r\n", 426: "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"}
-    return (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{headers.get(status, '')}"
-        "Connection: close\r\nContent-Type: text/plain\r\n\r\n"
-        "This is the WebSocket server of a Sketch plugin's dialogue; its log says more.\n"
-    ).encode()
+    line = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{EXTRA_HEADERS.get(status, '')}"
+    return f"{line}Connection: close\r\nContent-Type: text/plain\r\n\r\n{REFUSAL}\n".encode()
 
 
 # ---- Frames (5) ---------------------------------------------------------------------------------
@@ -226,7 +223,7 @@ def decode(payload: bytes, decoder=None, final: bool = True) -> str:
 
 
 def close_frame(code: int, reason: str = "") -> bytes:
-    """Return a Close (5.5.1), for 1005 without a code. Raise ValueError if it may not be sent."""
+    """Return a Close (5.5.1), for 1005 an empty one. Raise ValueError if it may not be sent."""
     payload = b"" if code == 1005 else code.to_bytes(2, "big") + reason.encode()
     if payload and code not in CLOSE_CODES or len(payload) > 125:
         raise ValueError(f"not to be sent in a Close: {code} {reason}")
@@ -234,7 +231,7 @@ def close_frame(code: int, reason: str = "") -> bytes:
 
 
 def close_code(payload: bytes) -> int:
-    """Return the code of a Close, 1005 if it has none. Raise ProtocolError if it is not allowed."""
+    """Return the code of a Close, 1005 if it is empty. Raise ProtocolError if it is not allowed."""
     code = int.from_bytes(payload[:2], "big") if payload else 1005
     if payload and (len(payload) < 2 or code not in CLOSE_CODES):
         raise ProtocolError(1002, "a Close with a code that is not allowed")
@@ -295,7 +292,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         """Refuse the opening handshake with an HTTP status, or fail the connection (7.1.7)."""
         is_status = code < 1000
         self.log("!", f"{'refused' if is_status else 'closed'} {code}: {reason}")
-        with contextlib.suppress(ConnectionError):  # it has gone, or has a Close already
+        with suppress(ConnectionError):  # it has gone, or has a Close already
             self._write(refusal(code) if is_status else close_frame(code, reason), closing=code)
 
     def open(self) -> bytes:
@@ -308,7 +305,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         head, received = read_head(self.request)
         self.target, self.headers = parse_head(head)
         self.check_handshake()
-        with contextlib.suppress(OSError):  # macOS: the peer has gone, as will be seen
+        with suppress(OSError):  # macOS: the peer has gone, as will be seen
             self.request.settimeout(None)
             self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
             # In the kernel: Python's limit would hold for receiving too, and slow down each call.
@@ -390,7 +387,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
                 raise ConnectionError(f"it takes no more: {error.strerror}") from None
 
     def _drop(self) -> None:
-        with contextlib.suppress(OSError):  # it has ended already
+        with suppress(OSError):  # it has ended already
             self.request.shutdown(socket.SHUT_RDWR)  # wakes whoever reads or writes
 
     def finish(self) -> None:
@@ -399,8 +396,8 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         Bytes that nobody reads make the kernel send a reset, which can overtake our Close.
         """
         self._close_timer.cancel()
-        deadline = time.monotonic() + LINGER_TIMEOUT
-        with contextlib.suppress(OSError):  # it has gone, or sends on when the time is over
+        deadline = time.monotonic() + CLOSE_TIMEOUT
+        with suppress(OSError):  # it has gone, or sends on when the time is over
             self.request.shutdown(socket.SHUT_WR)
             while self._is_counted and (left := deadline - time.monotonic()) > 0:
                 self.request.settimeout(left)
@@ -437,45 +434,40 @@ class UserError(Exception):
 
 def find_command(message: str) -> tuple[str, str]:
     """Return the bundle of a message's script, and the command's identifier. Raise UserError."""
-    script = os.path.normpath(os.path.join(f"{BUNDLE}/Contents/Sketch", SCRIPTS[message]))
-    bundle, suffix, _ = script.rpartition(".sketchplugin/")
-    if not os.path.isfile(script) or not suffix:
+    script = os.path.normpath(os.path.join(BUNDLE, "Contents/Sketch", SCRIPTS[message]))
+    bundle = "".join(script.rpartition(".sketchplugin/")[:2])
+    manifest = f"{bundle}Contents/Sketch/manifest.json"
+    if not bundle or not os.path.isfile(script):
         raise UserError(f"There is no script {script} in a .sketchplugin. Put it there.")
-    bundle += ".sketchplugin"
-    folder = f"{bundle}/Contents/Sketch"
     try:
-        with open(f"{folder}/manifest.json", encoding="utf-8") as file:
+        with open(manifest, encoding="utf-8") as file:
             for command in json.load(file)["commands"]:
-                if os.path.normpath(f"{folder}/{command['script']}") == script:
-                    return bundle, str(command["identifier"])
+                if os.path.normpath(f"{manifest}/../{command['script']}") == script:
+                    return bundle[:-1], str(command["identifier"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise UserError(f"{folder}/manifest.json cannot be read: {error!r}. Mend it.") from None
-    raise UserError(f"{folder}/manifest.json has no command for {script}. Add one.")
+        raise UserError(f"{manifest} cannot be read: {error!r}. Mend it.") from None
+    raise UserError(f"{manifest} has no command with the script {script}. Add one.")
 
 
 def find_sketch() -> str | None:
     """Return the newest Sketch application that macOS knows, None if there is none."""
     import plistlib
 
-    query = "kMDItemCFBundleIdentifier == 'com.bohemiancoding.sketch3'"
+    command = ["mdfind", "kMDItemCFBundleIdentifier == 'com.bohemiancoding.sketch3'"]
     found, versions = "", {}
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        found = subprocess.run(["mdfind", query], capture_output=True, text=True, timeout=10).stdout
+    with suppress(OSError, subprocess.SubprocessError):
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
     for app in filter(sketchtool, found.splitlines() or ["/Applications/Sketch.app"]):
         versions[app] = []
-        with contextlib.suppress(Exception), open(f"{app}/Contents/Info.plist", "rb") as file:
-            version = plistlib.load(file)["CFBundleVersion"]
-            versions[app] = [int(part) for part in version.split(".")]
+        with suppress(Exception), open(f"{app}/Contents/Info.plist", "rb") as file:
+            versions[app] = list(map(int, plistlib.load(file)["CFBundleVersion"].split(".")))
     return max(versions, key=versions.get, default=None)
 
 
 def sketchtool(app: str) -> str | None:
     """Return the path of a Sketch application's command line tool, None if it has none."""
-    for folder in ("MacOS", "Resources/sketchtool/bin"):  # the latter before 2020
-        tool = f"{app}/Contents/{folder}/sketchtool"
-        if os.path.isfile(tool) and os.access(tool, os.X_OK):
-            return tool
-    return None
+    tools = (f"{app}/Contents/{folder}/sketchtool" for folder in ("MacOS", "Resources/sketchtool/bin"))
+    return next((tool for tool in tools if os.access(tool, os.X_OK)), None)
 
 
 def run_program(arguments: list[str], seconds_left) -> tuple[int, bytes]:
@@ -490,7 +482,7 @@ def run_program(arguments: list[str], seconds_left) -> tuple[int, bytes]:
     except (OSError, ValueError) as error:
         raise UserError(f"{arguments[0]} cannot be started: {error}.") from None
     output, status = b"", None
-    with program.stdout, contextlib.suppress(subprocess.TimeoutExpired):
+    with program.stdout, suppress(subprocess.TimeoutExpired):
         while status is None and seconds_left() > 0:
             # Its output ends when it does, unless a child of its own goes on: look now and then.
             if not select.select([program.stdout], [], [], 0.1)[0]:
@@ -500,7 +492,7 @@ def run_program(arguments: list[str], seconds_left) -> tuple[int, bytes]:
             else:
                 status = program.wait(max(seconds_left(), 0))
     if status is None:
-        with contextlib.suppress(OSError):  # it ends at this moment
+        with suppress(OSError):  # it ends at this moment
             os.killpg(program.pid, signal.SIGKILL)
         program.wait()
         raise UserError("The script did not end in time and was killed. Does it show an alert?")
@@ -527,12 +519,6 @@ class DialogueHandler(WebSocketHandler):
     def setup(self) -> None:
         super().setup()
         self.bridge, self.number = self.server.bridge, next(self.server.bridge.numbers)
-        self.sender = ThreadPoolExecutor(max_workers=1)
-
-    def later(self, method, *arguments) -> None:
-        """Have another thread do what must not hold up this one if the peer does not read."""
-        with contextlib.suppress(RuntimeError):  # the connection has ended
-            self.sender.submit(method, *arguments)
 
     def log(self, direction: str, text: str, end: str = "") -> None:
         self.bridge.log(f"#{self.number} {direction}", text, end)
@@ -560,7 +546,9 @@ class DialogueHandler(WebSocketHandler):
         self.log("<", message)
         if message not in SCRIPTS:
             self.send(self.answer(message, "unknown", "SCRIPTS has no such message. Add it there."))
-        elif not self.bridge.run_later(message, self):
+        elif self.bridge.room.acquire(blocking=False):
+            self.bridge.clicks.put((self, message))
+        else:
             self.send(self.answer(message, "busy", f"{MAX_WAITING} clicks are waiting. Wait too."))
 
     def answer(self, message: str, status: str, output: str, end: str = "") -> str:
@@ -570,9 +558,16 @@ class DialogueHandler(WebSocketHandler):
         answer = {"message": message, "status": status, "output": output}
         return json.dumps(answer, ensure_ascii=False)
 
+    def without_waiting(self, method, argument) -> None:
+        """Send or close from another thread. A dialogue that does not read is dropped instead."""
+        with suppress(ConnectionError, ValueError):  # it has gone
+            if select.select([], [self.request], [], 0)[1]:
+                method(argument)
+            else:
+                self._drop()
+
     def finish(self) -> None:
         self.bridge.dialogues.discard(self)
-        self.sender.shutdown(wait=False)
         super().finish()
 
 
@@ -584,10 +579,10 @@ class Bridge:
         self.token = secrets.token_urlsafe(32)
         self.numbers = itertools.count(1)
         self.dialogues: set[DialogueHandler] = set()
-        self.runner = ThreadPoolExecutor(max_workers=1)  # Sketch edits one document on one thread
+        self.clicks: queue.SimpleQueue = queue.SimpleQueue()  # (dialogue, message), None at the end
         self.room = threading.Semaphore(1 + MAX_WAITING)
+        self.runner = threading.Thread(target=self.run_clicks, daemon=True)
         self.stop_time = float("inf")  # when whatever runs is killed
-        self.printing = threading.Lock()
 
     def clean(self, text: str) -> str:
         return text.replace(self.token, "[token]")
@@ -595,41 +590,40 @@ class Bridge:
     def log(self, direction: str, text: str, end: str = "") -> None:
         """Print one line, whatever the text is: controls escaped, shortened to 200 characters."""
         text = self.clean(text)
-        if len(text) > 200:
-            text = f"{text[:199]}…"
+        text = text if len(text) <= 200 else f"{text[:199]}…"
         if not text.isprintable():
             text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-        with self.printing, contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-            print(f"{time.strftime('%H:%M:%S')} {direction} {text}{end}", flush=True)
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            sys.stdout.write(f"{time.strftime('%H:%M:%S')} {direction} {text}{end}\n")
+            sys.stdout.flush()
 
-    def run_later(self, message: str, dialogue: DialogueHandler) -> bool:
-        """Have a message's script run in its turn, and answered; False if too many wait."""
-        if not self.room.acquire(blocking=False):
-            return False
-        run = self.runner.submit(self.run, message, dialogue)
-        run.add_done_callback(lambda run: run.cancelled() or run.result())  # a bug has a traceback
-        return True
+    def run_clicks(self) -> None:
+        """Run scripts in the order of the clicks: Sketch edits one document on one thread."""
+        for dialogue, message in iter(self.clicks.get, None):
+            if self.stop_time < float("inf"):
+                continue  # the server is stopping
+            start = time.monotonic()
+            try:
+                status, output = self.run(message, start + SCRIPT_TIMEOUT)
+            except UserError as error:
+                status, output = "failed", str(error)
+            took = f" ({(time.monotonic() - start) * 1000:.0f} ms)"
+            self.room.release()
+            answer = dialogue.answer(message, status, output, took)
+            dialogue.without_waiting(dialogue.send, answer)
 
-    def run(self, message: str, dialogue: DialogueHandler) -> None:
-        """Run the script of a message, and have the answer sent."""
-        start = time.monotonic()
-        try:
-            bundle, identifier = find_command(message)
-            tool = self.app and sketchtool(self.app)
-            if self.dry_run:
-                status, output = "dry run", f"Sketch would run {identifier} of {bundle}."
-            elif tool:
-                arguments = [tool, "run", bundle, identifier, "--without-activating"]
-                end = start + SCRIPT_TIMEOUT
-                result = run_program(arguments, lambda: min(end, self.stop_time) - time.monotonic())
-                status, output = outcome(*result)
-            else:
-                status, output = "failed", NO_SKETCH
-        except UserError as error:
-            status, output = "failed", str(error)
-        self.room.release()
-        took = f" ({(time.monotonic() - start) * 1000:.0f} ms)"
-        dialogue.later(dialogue.send, dialogue.answer(message, status, output, took))
+    def run(self, message: str, deadline: float) -> tuple[str, str]:
+        """Run the script of a message; return status and output of the answer. Raise UserError."""
+        bundle, identifier = find_command(message)
+        if self.dry_run:
+            return "dry run", f"Sketch would run {identifier} of {bundle}."
+        tool = self.app and sketchtool(self.app)
+        if not tool:
+            raise UserError(NO_SKETCH)
+        arguments = [tool, "run", bundle, identifier, "--without-activating"]
+        return outcome(
+            *run_program(arguments, lambda: min(deadline, self.stop_time) - time.monotonic())
+        )
 
     def start(self, servers: list[WebSocketServer]) -> None:
         """Let dialogues in, and say what a click will do. Raise UserError if they cannot find us."""
@@ -642,11 +636,11 @@ class Bridge:
                 file.write(self.session)
             os.replace(partial, SESSION)
         except OSError as error:
-            remedy = "Keep pebble_ws.py in the plugin or beside plugin/, in a folder you may write to."
+            remedy = "Keep pebble_ws.py in the plugin or beside plugin/, where you may write."
             raise UserError(f"{SESSION} cannot be written: {error.strerror}. {remedy}") from None
         if self.dry_run:
             print("Dry run: no script runs; a click is answered with what Sketch would run.")
-            print(f"To try the dialogue here, open {BUNDLE}/Contents/Resources/pebble-dialogue.html")
+            print(f"To try it, open {BUNDLE}/Contents/Resources/pebble-dialogue.html in a browser.")
         elif not self.app:
             self.log("!", NO_SKETCH)
         for message in SCRIPTS:
@@ -654,6 +648,7 @@ class Bridge:
                 find_command(message)
             except UserError as error:
                 self.log("!", f"{message}: {error}")
+        self.runner.start()
         for server in servers:
             server.bridge = self
             threading.Thread(target=server.serve_forever, args=(0.2,), daemon=True).start()
@@ -661,17 +656,20 @@ class Bridge:
 
     def stop(self, servers: list[WebSocketServer]) -> None:
         """Close all connections; let the script that is running end, see STOP_TIMEOUT."""
-        with contextlib.suppress(OSError), open(SESSION) as file:
+        with suppress(OSError), open(SESSION) as file:
             if file.read() == self.session:  # not another server's
                 os.remove(SESSION)
         self.stop_time = time.monotonic() + STOP_TIMEOUT
-        for stop_accepting in [server.shutdown for server in servers] + [lambda: None]:
+        self.clicks.put(None)
+        for server in [*servers, None]:
             for dialogue in list(self.dialogues):
-                dialogue.later(dialogue.close, 1001)
-            stop_accepting()  # while it does, another may come
-        self.runner.shutdown(cancel_futures=True)
-        for dialogue in list(self.dialogues):
-            dialogue._drop()
+                dialogue.without_waiting(dialogue.close, 1001)
+            if server:
+                server.shutdown()  # while it does, one more may come
+        deadline = time.monotonic() + CLOSE_TIMEOUT
+        while self.dialogues and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self.runner.join()
 
 
 # ---- Command line -------------------------------------------------------------------------------
@@ -710,12 +708,11 @@ def serve(port: int, app: str | None, dry_run: bool) -> None:
     if app and not (app.endswith(".app") and sketchtool(app)):
         raise UserError(f"{app} is no Sketch application. Name the path of Sketch.app.")
     servers = listen(port)
-    global ThreadPoolExecutor, json, secrets, signal, subprocess  # the port is open before these
+    global json, secrets, signal, subprocess  # this late, because they take their time
     import json
     import secrets
     import signal
     import subprocess
-    from concurrent.futures import ThreadPoolExecutor
 
     dry_run = dry_run or not app and sys.platform != "darwin"  # Sketch is for macOS only
     bridge = Bridge(app if app or dry_run else find_sketch(), dry_run)
