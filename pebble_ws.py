@@ -82,19 +82,15 @@ def read_head(request: socket.socket) -> tuple[bytes, bytes]:
     while (end := data.find(b"\r\n\r\n")) < 0 and len(data) <= MAX_HEAD:
         try:
             request.settimeout(max(deadline - time.monotonic(), 0.001))  # 0: would not wait at all
-            data += receive(request)
+            received = request.recv(RECEIVE_SIZE)
         except socket.timeout:
             raise HandshakeError(408, f"no complete head within {HEAD_TIMEOUT} s") from None
+        if not received:
+            raise ConnectionError("gone before its handshake")
+        data += received
     if not 0 <= end <= MAX_HEAD - 4:
         raise HandshakeError(431, f"a head of more than {MAX_HEAD} bytes")
     return data[:end], data[end + 4 :]
-
-
-def receive(request: socket.socket) -> bytes:
-    """Return some of what the peer sends. Raise ConnectionError if it has gone."""
-    if received := request.recv(RECEIVE_SIZE):
-        return received
-    raise ConnectionError("gone without a Close")
 
 
 def parse_head(head: bytes) -> tuple[str, dict[str, str]]:
@@ -368,7 +364,9 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
             self._gathering = False
             if self._gathered:
                 self._write(b"")  # nothing stays unsent while the peer is waited for
-        return receive(self.request)
+        if received := self.request.recv(RECEIVE_SIZE):
+            return received
+        raise ConnectionError("gone without a Close")
 
     def _write(self, data: bytes, closing: int | None = None) -> None:
         """Send a frame, or keep it while others may join it; a Close, with its code, at once."""
@@ -401,7 +399,8 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
             self.request.shutdown(socket.SHUT_WR)
             while self._is_counted and (left := deadline - time.monotonic()) > 0:
                 self.request.settimeout(left)
-                receive(self.request)
+                if not self.request.recv(RECEIVE_SIZE):
+                    break
         if self._is_counted:
             self.server.room.release()
 
@@ -424,7 +423,8 @@ class WebSocketServerIPv6(WebSocketServer):
 HERE = os.path.dirname(os.path.abspath(__file__))
 INSTALLED = os.path.isfile(f"{HERE}/manifest.json")
 BUNDLE = HERE[: -len("/Contents/Sketch")] if INSTALLED else f"{HERE}/plugin/pebble.sketchplugin"
-SESSION = f"{BUNDLE}/Contents/Resources/session.js"
+RESOURCES = f"{BUNDLE}/Contents/Resources"
+SESSION = f"{RESOURCES}/session.js"
 NO_SKETCH = "There is no Sketch. Install it, or name it with --sketch APP, and start again."
 
 
@@ -466,41 +466,37 @@ def find_sketch() -> str | None:
 
 def sketchtool(app: str) -> str | None:
     """Return the path of a Sketch application's command line tool, None if it has none."""
-    tools = (f"{app}/Contents/{folder}/sketchtool" for folder in ("MacOS", "Resources/sketchtool/bin"))
+    folders = ("MacOS", "Resources/sketchtool/bin")  # the latter before 2020
+    tools = (f"{app}/Contents/{folder}/sketchtool" for folder in folders)
     return next((tool for tool in tools if os.access(tool, os.X_OK)), None)
 
 
-def run_program(arguments: list[str], seconds_left) -> tuple[int, bytes]:
-    """Return a program's exit status, negative for a signal, and the end of what it printed.
+def run_sketchtool(arguments: list[str], seconds_left) -> tuple[str, str]:
+    """Run a command of sketchtool; return status and output of the answer.
 
-    Its process group is killed when seconds_left() are none. Raise UserError then, and if it cannot
-    be started.
+    Its last line decides, OK or ERROR, else its exit status. When seconds_left() are none its
+    process group is killed. Raise UserError then, and if it cannot be started.
     """
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     try:
-        program = subprocess.Popen(arguments, bufsize=0, start_new_session=True, **pipes)
+        process = subprocess.Popen(arguments, bufsize=0, start_new_session=True, **pipes)
     except (OSError, ValueError) as error:
         raise UserError(f"{arguments[0]} cannot be started: {error}.") from None
     output, status = b"", None
-    with program.stdout, suppress(subprocess.TimeoutExpired):
+    with process.stdout, suppress(subprocess.TimeoutExpired):
         while status is None and seconds_left() > 0:
             # Its output ends when it does, unless a child of its own goes on: look now and then.
-            if not select.select([program.stdout], [], [], 0.1)[0]:
-                status = program.poll()
-            elif received := program.stdout.read(RECEIVE_SIZE):
+            if not select.select([process.stdout], [], [], 0.1)[0]:
+                status = process.poll()
+            elif received := process.stdout.read(RECEIVE_SIZE):
                 output = (output + received)[-RECEIVE_SIZE:]
             else:
-                status = program.wait(max(seconds_left(), 0))
+                status = process.wait(max(seconds_left(), 0))
     if status is None:
         with suppress(OSError):  # it ends at this moment
-            os.killpg(program.pid, signal.SIGKILL)
-        program.wait()
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         raise UserError("The script did not end in time and was killed. Does it show an alert?")
-    return status, output
-
-
-def outcome(status: int, output: bytes) -> tuple[str, str]:
-    """Return status and output of an answer: the last line decides if it says OK or ERROR."""
     text = output.decode("utf-8", "replace").strip()
     word, _, rest = text.rpartition("\n")[2].strip().partition(" ")
     if word in ("OK", "ERROR"):
@@ -554,8 +550,8 @@ class DialogueHandler(WebSocketHandler):
     def answer(self, message: str, status: str, output: str, end: str = "") -> str:
         """Return the answer to a message, and log it."""
         self.log(">", f"{status}: {output}", end)
-        message, output = self.bridge.clean(message)[:200], self.bridge.clean(output)[-MAX_OUTPUT:]
-        answer = {"message": message, "status": status, "output": output}
+        message, output = map(self.bridge.without_token, (message, output))
+        answer = {"message": message[:200], "status": status, "output": output[-MAX_OUTPUT:]}
         return json.dumps(answer, ensure_ascii=False)
 
     def without_waiting(self, method, argument) -> None:
@@ -584,12 +580,12 @@ class Bridge:
         self.runner = threading.Thread(target=self.run_clicks, daemon=True)
         self.stop_time = float("inf")  # when whatever runs is killed
 
-    def clean(self, text: str) -> str:
+    def without_token(self, text: str) -> str:
         return text.replace(self.token, "[token]")
 
     def log(self, direction: str, text: str, end: str = "") -> None:
         """Print one line, whatever the text is: controls escaped, shortened to 200 characters."""
-        text = self.clean(text)
+        text = self.without_token(text)
         text = text if len(text) <= 200 else f"{text[:199]}…"
         if not text.isprintable():
             text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
@@ -612,7 +608,7 @@ class Bridge:
             answer = dialogue.answer(message, status, output, took)
             dialogue.without_waiting(dialogue.send, answer)
 
-    def run(self, message: str, deadline: float) -> tuple[str, str]:
+    def run(self, message: str, end: float) -> tuple[str, str]:
         """Run the script of a message; return status and output of the answer. Raise UserError."""
         bundle, identifier = find_command(message)
         if self.dry_run:
@@ -621,12 +617,10 @@ class Bridge:
         if not tool:
             raise UserError(NO_SKETCH)
         arguments = [tool, "run", bundle, identifier, "--without-activating"]
-        return outcome(
-            *run_program(arguments, lambda: min(deadline, self.stop_time) - time.monotonic())
-        )
+        return run_sketchtool(arguments, lambda: min(end, self.stop_time) - time.monotonic())
 
     def start(self, servers: list[WebSocketServer]) -> None:
-        """Let dialogues in, and say what a click will do. Raise UserError if they cannot find us."""
+        """Let dialogues in, and say what clicks will do. Raise UserError if they cannot find us."""
         port = servers[0].server_address[1]
         session = json.dumps({"port": port, "token": self.token})
         self.session = f"window.pebbleSession = {session};\n"
@@ -640,7 +634,7 @@ class Bridge:
             raise UserError(f"{SESSION} cannot be written: {error.strerror}. {remedy}") from None
         if self.dry_run:
             print("Dry run: no script runs; a click is answered with what Sketch would run.")
-            print(f"To try it, open {BUNDLE}/Contents/Resources/pebble-dialogue.html in a browser.")
+            print(f"To try it, open {RESOURCES}/pebble-dialogue.html in a browser.")
         elif not self.app:
             self.log("!", NO_SKETCH)
         for message in SCRIPTS:
@@ -686,7 +680,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--port", type=int, default=9912, help="where to listen (default: 9912; 0: any free port)")
     add("--sketch", metavar="APP", help="the Sketch application to use (default: the newest)")
     add("--dry-run", action="store_true", help="run no script; answer which one would run")
-    text = "copy the plugin with this file into FOLDER (default: Sketch's plugins folder), and exit"
+    text = "copy the plugin with this file into FOLDER (default: Sketch's plugins folder); exit"
     add("--install", metavar="FOLDER", nargs="?", const=PLUGINS, help=text)
     add("--version", action="version", version=f"pebble_ws.py {__version__}")
     options = parser.parse_args(argv)
