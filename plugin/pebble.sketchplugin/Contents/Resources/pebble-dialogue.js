@@ -22,6 +22,7 @@ const find = (selector) => document.querySelector(selector);
 const [runButton, stopButton] = [find("[data-action=run]"), find("[data-action=stop]")];
 
 let socket = null; // the open connection, or null
+let dryRun = false; // said by the last answer: there is no Sketch behind the server
 let endPause = () => {};
 const waiting = new Map(); // message → the button that sent it and has no answer yet
 let running = false; // between Run and Stop
@@ -60,7 +61,7 @@ async function stayConnected() {
     socket = await connect(HOSTS[attempt % HOSTS.length]);
     if (socket) {
       showState();
-      await closed(socket);
+      await whenClosed(socket);
       connectionLost();
       failingSince = Date.now();
     }
@@ -95,7 +96,7 @@ function connect(host) {
   });
 }
 
-function closed(open) {
+function whenClosed(open) {
   open.onmessage = (event) => answered(event.data);
   return new Promise((resolve) => { open.onclose = resolve; });
 }
@@ -104,6 +105,7 @@ function connectionLost() {
   socket = null;
   if (waiting.size) say("failed", "The connection was lost before the answer came.");
   waiting.clear();
+  dryRun = false;
   stop();
 }
 
@@ -140,7 +142,7 @@ function answered(text) {
   waiting.delete(message);
   if (status in SIGNS) say(status, output || status);
   else say("failed", `The server sent no answer but ${text}`);
-  if (status === "dry run") find("#connected").textContent = "Connected, without Sketch: a dry run";
+  dryRun = status === "dry run";
   showState();
   // A button loses the focus when it is disabled: give it back, unless it went elsewhere.
   if (button && document.activeElement === document.body) button.focus();
@@ -165,6 +167,8 @@ function showState() {
   const focused = document.activeElement;
   find("#connected").hidden = !socket;
   find("#disconnected").hidden = Boolean(socket);
+  find("#with-sketch").hidden = dryRun;
+  find("#without-sketch").hidden = !dryRun;
   for (const button of document.querySelectorAll("button[data-message]")) {
     const { message } = button.dataset;
     button.hidden = !socket || (button === runButton && running);
