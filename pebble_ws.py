@@ -131,8 +131,6 @@ FIN = MASK = 0x80
 # No RSV bit, no reserved opcode (5.2), no control frame in fragments (5.5):
 FIRST_BYTES = {CONTINUATION, TEXT, BINARY, *(FIN | opcode for opcode in OPCODES)}
 CLOSE_CODES = {*range(1000, 1015), *range(3000, 5000)} - {1004, 1005, 1006}  # (7.4)
-WORDS = RECEIVE_SIZE // 2  # of 4 bytes: more than is ever here at once
-ONES = int.from_bytes(b"\1\0\0\0" * WORDS, "little")  # times a masking-key: the key, WORDS times
 
 
 class ProtocolError(Exception):
@@ -147,6 +145,8 @@ def read_frames(receive, max_message_size: int, data: bytes = b""):
     """
     at, size = 0, None  # where in data the next frame begins; bytes of a message that is not whole
     while True:
+        if at == len(data):
+            data, at = receive(), 0
         while not (head := frame_head(data, at)):
             data, at = data[at:] + receive(), 0
         first, length, key, at = head
@@ -193,12 +193,12 @@ def frame_head(data: bytes, at: int) -> tuple[int, int, bytes, int] | None:
     return first, length, data[place - 4 : place], place
 
 
-def unmask(payload: bytes, key: bytes) -> bytes:
+def unmask(payload: bytes, key: bytes, number=int.from_bytes) -> bytes:
     """Return the payload without its masking-key (5.3): as one number, which C does at once."""
     size = len(payload)
     words = (size + 3) // 4
-    mask = int.from_bytes(key, "little") * (ONES >> 32 * (WORDS - words))
-    return (int.from_bytes(payload, "little") ^ mask).to_bytes(4 * words, "little")[:size]
+    unmasked = number(payload, "little") ^ number(key * words, "little")
+    return unmasked.to_bytes(4 * words, "little")[:size]
 
 
 def frame(opcode: int, payload: bytes) -> bytes:
