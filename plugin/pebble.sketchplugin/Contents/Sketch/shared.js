@@ -43,7 +43,8 @@ function toast(text) {
 /** The values in the panel, as they were typed: { angle, rows: [{ name, angle }, …], time }. */
 function panelValues() {
   const panel = NSThread.mainThread().threadDictionary()[KEY];
-  if (!panel || !panel.isVisible()) {
+  // Closed by its button it is only hidden.
+  if (!panel || (optional(panel, "isVisible") && !panel.isVisible())) {
     throw new Problem("Open the panel first: Plugins ▸ pebble-dialogue ▸ open-panel.");
   }
   // The page keeps its values in its title, because a title can be read without waiting.
@@ -96,7 +97,7 @@ function layerAndCenter() {
  */
 function centerFor(layer, center) {
   const { parent } = layer;
-  if (parent.stackLayout && !layer.ignoresStackLayout) {
+  if (optional(parent, "stackLayout") && !optional(layer, "ignoresStackLayout")) {
     throw new Problem(
       `"${parent.name}" is a Stack, which places its layers: take "${layer.name}" out of it.`,
     );
@@ -130,12 +131,22 @@ function middle({ x, y, width, height }) {
  * in them, so it comes last. Frames, artboards and pages keep the size that they were given.
  */
 function fitGroups({ parent }) {
-  if (parent.type !== "Group" || parent.isFrame || parent.stackLayout) return;
+  if (parent.type !== "Group") return;
+  if (optional(parent, "isFrame") || optional(parent, "stackLayout")) return;
   parent.adjustToFit();
   fitGroups(parent);
 }
 
+/** A property that not every version of Sketch and not every kind of layer has. */
+function optional(object, name) {
+  try {
+    return object[name];
+  } catch (error) {
+    return undefined;
+  }
+}
+
 module.exports = {
   KEY, Problem, run, panelValues, toAngle, selectedLayers, layerAndCenter, centerFor, middle,
-  rotateAround, fitGroups,
+  rotateAround, fitGroups, optional,
 };
