@@ -9,20 +9,18 @@ SCRIPTS names for it, as the plugin menu would, and answers how it went. Only th
 connect, and only with a token from a file that its user alone can read. A message is looked up
 whole: nothing from the network is ever a path, an argument or code.
 
-The order is that of a connection's life and of RFC 6455, whose sections stand in brackets: opening
-handshake (4), frames (5), messages and close (5.4, 5.5, 7); then scripts, the bridge between both,
-command line. WebSocketHandler and WebSocketServer can be used without the rest.
-
-Threads: one accepts for each loopback address, one reads each connection and answers what it can,
-one runs the scripts and never waits for a dialogue. A HandshakeError becomes an HTTP status, a
-ProtocolError a close code, a UserError its text, a lost peer a line in the log. A traceback means a
-bug in this file.
+The order is that of a connection's life and of RFC 6455, whose sections stand in brackets. One
+thread accepts for each loopback address, one reads each connection, one runs the scripts and never
+waits for a dialogue. A HandshakeError becomes an HTTP status, a ProtocolError a close code, a
+UserError its text, a lost peer a line in the log; a traceback means a bug in this file. To serve
+WebSocket of any other kind, import WebSocketHandler and WebSocketServer alone.
 """
 
 from __future__ import annotations
 
 import codecs
 import errno
+import io
 import itertools
 import os
 import queue
@@ -51,7 +49,6 @@ SCRIPTS = {
     "undo": "undo.cocoascript",
     "set-time": "set-time.cocoascript",
 }
-
 SCRIPT_TIMEOUT = 60  # seconds; then a script is killed: one that hangs would hold all that follow
 STOP_TIMEOUT = 10  # seconds for the running script to end when the server is stopped
 MAX_WAITING = 16  # clicks behind the one that runs: nobody waits for more
@@ -69,6 +66,10 @@ MAX_GATHERED = 1_000  # frames, of up to as many bytes, that wait to leave toget
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 ONLY_ONCE = ("host", "origin", "sec-websocket-key", "sec-websocket-version")
 REFUSAL = "This is the WebSocket server of a Sketch plugin's dialogue; its log says more."
+ACCEPTANCE = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: %s\r\n\r\n"
+)
 EXTRA_HEADERS = {405: "Allow: GET\r\n", 426: "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"}
 
 
@@ -94,9 +95,9 @@ def read_head(request: socket.socket) -> tuple[bytes, bytes]:
 
 
 def parse_head(head: bytes) -> tuple[str, dict[str, str]]:
-    """Return the target of a GET, and its headers by their names in lower case (4.2.1).
+    """Return target and headers of a GET (4.2.1). Raise HandshakeError 400 or 405.
 
-    Raise HandshakeError 400 or 405. An absolute URL is refused: it would name a second host.
+    An absolute URL is refused: it would name a second host.
     """
     first, *lines = head.decode("latin-1").split("\r\n")
     request, headers = re.fullmatch(r"([!-~]+) ([!-~]+) HTTP/1\.[1-9]", first), {}
@@ -246,8 +247,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
     def message_received(self, message: str | bytes) -> None:
         """Do something with a message: str for text, bytes for binary.
 
-        Answers to messages that came together leave together, after the last of these: work that
-        takes long belongs in another thread.
+        Answers to messages that came together leave together: what takes long belongs in a thread.
         """
         raise NotImplementedError
 
@@ -266,9 +266,8 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
 
     def setup(self) -> None:
         self._writing = threading.Lock()
-        self._gathering = False  # whether more frames are here, so that answers can leave together
-        self._gathered: list[bytes] = []
-        self._closing: int | None = None  # the code of the Close that was sent
+        self._gathering, self._gathered = False, []  # frames that leave together, while more come
+        self._closing = None  # the code of the Close that was sent
         self._close_timer = threading.Timer(CLOSE_TIMEOUT, self._drop)
 
     def handle(self) -> None:
@@ -307,11 +306,8 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
             # In the kernel: Python's limit would hold for receiving too, and slow down each call.
             limit = struct.pack("ll", SEND_TIMEOUT, 0)
             self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        digest = sha1(self.headers["sec-websocket-key"].encode() + GUID).digest()
-        self._write(
-            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Accept: " + b2a_base64(digest, newline=False) + b"\r\n\r\n"
-        )
+        accept = sha1(self.headers["sec-websocket-key"].encode() + GUID).digest()
+        self._write(ACCEPTANCE % b2a_base64(accept, newline=False))
         return received
 
     def check_handshake(self) -> None:
@@ -350,14 +346,12 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
     def _add_fragment(self, opcode: int, payload: bytes, final: bool) -> None:
         """Add a fragment to its message (5.4). Text fails at the first wrong byte (8.1)."""
         if opcode != CONTINUATION:
-            self._message = bytearray()
             self._decoder = codecs.getincrementaldecoder("utf-8")() if opcode == TEXT else None
-        self._message += payload
-        if self._decoder:
-            decode(payload, self._decoder, final)
+            self._message = io.StringIO() if opcode == TEXT else io.BytesIO()
+        self._message.write(decode(payload, self._decoder, final) if self._decoder else payload)
         if final:
-            message, self._message = self._message, None
-            self.message_received(decode(message) if self._decoder else bytes(message))
+            message, self._message = self._message.getvalue(), None
+            self.message_received(message)
 
     def _receive(self) -> bytes:
         if self._gathering:
@@ -408,8 +402,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
 class WebSocketServer(socketserver.ThreadingTCPServer):
     """A server whose connections are handled by a WebSocketHandler each."""
 
-    allow_reuse_address = True
-    daemon_threads = True
+    allow_reuse_address = daemon_threads = True
     request_queue_size = 128
     room = threading.Semaphore(MAX_CONNECTIONS)  # of all servers in this process
 
@@ -635,7 +628,9 @@ class Bridge:
         if self.dry_run:
             print("Dry run: no script runs; a click is answered with what Sketch would run.")
             print(f"To try it, open {RESOURCES}/pebble-dialogue.html in a browser.")
-        elif not self.app:
+        elif self.app:
+            print(f"Scripts run in {self.app}.")
+        else:
             self.log("!", NO_SKETCH)
         for message in SCRIPTS:
             try:
