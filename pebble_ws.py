@@ -214,9 +214,13 @@ def frame(opcode: int, payload: bytes) -> bytes:
 def decode(payload: bytes, decoder=None, final: bool = True) -> str:
     """Return the text of a payload, or of a part of one. Raise ProtocolError 1007 (8.1)."""
     try:
-        return decoder.decode(payload, final) if decoder else str(payload, "utf-8")
+        text = decoder.decode(payload, final) if decoder else str(payload, "utf-8")
     except UnicodeDecodeError:
-        raise ProtocolError(1007, "text that is not UTF-8") from None
+        text = None
+    # Of a surrogate, which is not allowed, a decoder would wait for the third byte.
+    if text is None or decoder and b"\xed\xa0" <= decoder.getstate()[0] < b"\xee":
+        raise ProtocolError(1007, "text that is not UTF-8")
+    return text
 
 
 def close_frame(code: int, reason: str = "") -> bytes:
