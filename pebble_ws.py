@@ -435,7 +435,7 @@ def find_command(message: str) -> tuple[str, str]:
     bundle = "".join(script.rpartition(".sketchplugin/")[:2])
     manifest = f"{bundle}Contents/Sketch/manifest.json"
     if not bundle or not os.path.isfile(script):
-        raise UserError(f"There is no script {script} in a .sketchplugin. Put it there.")
+        raise UserError(f"There is no {script} in a .sketchplugin. Put it there, or mend SCRIPTS.")
     try:
         with open(manifest, encoding="utf-8") as file:
             for command in json.load(file)["commands"]:
@@ -538,11 +538,13 @@ class DialogueHandler(WebSocketHandler):
             raise ProtocolError(1003, "a binary message")
         self.log("<", message)
         if message not in SCRIPTS:
-            self.send(self.answer(message, "unknown", "SCRIPTS has no such message. Add it there."))
+            text = "SCRIPTS has no such message. Add it there, and start the server again."
+            self.send(self.answer(message, "unknown", text))
         elif self.bridge.room.acquire(blocking=False):
             self.bridge.clicks.put((self, message))
         else:
-            self.send(self.answer(message, "busy", f"{MAX_WAITING} clicks are waiting. Wait too."))
+            text = f"{MAX_WAITING} clicks are waiting already. Wait for their answers."
+            self.send(self.answer(message, "busy", text))
 
     def answer(self, message: str, status: str, output: str, end: str = "") -> str:
         """Return the answer to a message, and log it."""
@@ -568,7 +570,7 @@ class Bridge:
     """What all dialogues share: the token, the log, and Sketch, which runs one script at a time."""
 
     def __init__(self, app: str | None, dry_run: bool) -> None:
-        self.app, self.dry_run = app, dry_run
+        self.app, self.dry_run, self.session = app, dry_run, ""
         self.token = secrets.token_urlsafe(32)
         self.numbers = itertools.count(1)
         self.dialogues: set[DialogueHandler] = set()
@@ -576,6 +578,7 @@ class Bridge:
         self.room = threading.Semaphore(1 + MAX_WAITING)
         self.runner = threading.Thread(target=self.run_clicks, daemon=True)
         self.stop_time = float("inf")  # when whatever runs is killed
+        self.servers: list[WebSocketServer] = []
 
     def without_token(self, text: str) -> str:
         return text.replace(self.token, "[token]")
@@ -618,6 +621,7 @@ class Bridge:
 
     def start(self, servers: list[WebSocketServer]) -> None:
         """Let dialogues in, and say what clicks will do. Raise UserError if they cannot find us."""
+        self.app = self.app or (None if self.dry_run else find_sketch())
         port = servers[0].server_address[1]
         session = json.dumps({"port": port, "token": self.token})
         self.session = f"window.pebbleSession = {session};\n"
@@ -645,16 +649,17 @@ class Bridge:
         for server in servers:
             server.bridge = self
             threading.Thread(target=server.serve_forever, args=(0.2,), daemon=True).start()
+            self.servers.append(server)
         print(f"listening on ws://localhost:{port} (Ctrl-C stops it)", flush=True)
 
-    def stop(self, servers: list[WebSocketServer]) -> None:
+    def stop(self) -> None:
         """Close all connections; let the script that is running end, see STOP_TIMEOUT."""
         with suppress(OSError), open(SESSION) as file:
             if file.read() == self.session:  # not another server's
                 os.remove(SESSION)
         self.stop_time = time.monotonic() + STOP_TIMEOUT
         self.clicks.put(None)
-        for server in [*servers, None]:
+        for server in [*self.servers, None]:
             for dialogue in list(self.dialogues):
                 dialogue.without_waiting(dialogue.close, 1001)
             if server:
@@ -662,7 +667,8 @@ class Bridge:
         deadline = time.monotonic() + CLOSE_TIMEOUT
         while self.dialogues and time.monotonic() < deadline:
             time.sleep(0.01)
-        self.runner.join()
+        if self.runner.is_alive():
+            self.runner.join()
 
 
 # ---- Command line -------------------------------------------------------------------------------
@@ -683,10 +689,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--install", metavar="FOLDER", nargs="?", const=PLUGINS, help=text)
     add("--version", action="version", version=f"pebble_ws.py {__version__}")
     options = parser.parse_args(argv)
+    with suppress(AttributeError):  # a stand-in for stdout
+        sys.stdout.reconfigure(errors="backslashreplace")  # any text, whatever the locale
     if not 0 <= options.port <= 65_535:
         parser.error("--port takes a number from 0 to 65535")
     try:
-        if options.install:
+        if options.install is not None:
             install(os.path.abspath(os.path.expanduser(options.install)))
         else:
             serve(options.port, options.sketch and os.path.abspath(options.sketch), options.dry_run)
@@ -708,7 +716,7 @@ def serve(port: int, app: str | None, dry_run: bool) -> None:
     import subprocess
 
     dry_run = dry_run or not app and sys.platform != "darwin"  # Sketch is for macOS only
-    bridge = Bridge(app if app or dry_run else find_sketch(), dry_run)
+    bridge = Bridge(app, dry_run)
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)
@@ -718,7 +726,7 @@ def serve(port: int, app: str | None, dry_run: bool) -> None:
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        bridge.stop(servers)
+        bridge.stop()
     finally:
         for server in servers:
             server.server_close()
@@ -735,7 +743,8 @@ def listen(port: int) -> list[WebSocketServer]:
         if not servers or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
             for server in servers:
                 server.server_close()
-            raise UserError(f"Port {port}: {error.strerror}. Choose another with --port.") from None
+            remedy = "Stop the other server, or choose another port with --port."
+            raise UserError(f"Port {port} cannot be used: {error.strerror}. {remedy}") from None
     return servers
 
 
@@ -762,6 +771,7 @@ def install(folder: str) -> None:
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error}.") from None
     print(f"Copied {BUNDLE}\nwith {os.path.abspath(__file__)}\nto {target}.")
+    print("Next, in Sketch: Plugins ▸ websocket ▸ webservice-starting-information.")
 
 
 if __name__ == "__main__":
