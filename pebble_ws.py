@@ -697,7 +697,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.install is not None:
             install(os.path.abspath(os.path.expanduser(options.install)))
         else:
-            serve(options.port, options.sketch and os.path.abspath(options.sketch), options.dry_run)
+            serve(options.port, options.sketch, options.dry_run)
     except UserError as error:
         print(f"pebble_ws.py: {error}", file=sys.stderr)
         return 1
@@ -706,8 +706,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def serve(port: int, app: str | None, dry_run: bool) -> None:
     """Run until SIGINT or SIGTERM. Raise UserError if the server cannot start."""
-    if app and not (app.endswith(".app") and sketchtool(app)):
-        raise UserError(f"{app} is no Sketch application. Name the path of Sketch.app.")
+    if app is not None:
+        app = os.path.abspath(app)
+        if not (app.endswith(".app") and sketchtool(app)):
+            raise UserError(f"{app} is no Sketch application. Name the path of Sketch.app.")
     servers = listen(port)
     global json, secrets, signal, subprocess  # this late, because they take their time
     import json
