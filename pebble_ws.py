@@ -631,6 +631,8 @@ class Bridge:
                 file.write(self.session)
             os.replace(partial, SESSION)
         except OSError as error:
+            with suppress(OSError):
+                os.remove(partial)
             remedy = "Keep pebble_ws.py in the plugin or beside plugin/, where you may write."
             raise UserError(f"{SESSION} cannot be written: {error.strerror}. {remedy}") from None
         if self.dry_run:
@@ -695,7 +697,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--port takes a number from 0 to 65535")
     try:
         if options.install is not None:
-            install(os.path.abspath(os.path.expanduser(options.install)))
+            install(os.path.expanduser(options.install))
         else:
             serve(options.port, options.sketch, options.dry_run)
     except UserError as error:
@@ -754,11 +756,11 @@ def install(folder: str) -> None:
     """Copy the plugin with this file into a folder. Raise UserError if that cannot be done."""
     import shutil
 
-    target = f"{folder}/{os.path.basename(BUNDLE)}"
-    if f"{os.path.realpath(target)}/".startswith(f"{os.path.realpath(BUNDLE)}/"):
-        raise UserError(f"{target} is this copy itself. Install another one over it.")
     if not os.path.isdir(folder):
         raise UserError(f"There is no folder {folder}. Install Sketch first, or name another one.")
+    target = os.path.join(os.path.abspath(folder), os.path.basename(BUNDLE))
+    if f"{os.path.realpath(target)}/".startswith(f"{os.path.realpath(BUNDLE)}/"):
+        raise UserError(f"{target} is this copy itself. Install another one over it.")
     partial = f"{target}.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)
