@@ -1,0 +1,1828 @@
+"""The tests of pebble_ws.py, its plugin and its dialogue.
+
+    python3 -m unittest                      all of them; they need the standard library only
+    PEBBLE_SEED=7 python3 -m unittest …      repeats a run of the random peer, which prints its seed
+
+A class stands for a section of the program, in the same order. A test says what it is about with
+its name, a table's row with its first cell. Nothing sleeps for a fixed time: tests wait for a line
+of the log, an answer, or a state, all with an end. What needs a JavaScript engine or a browser is
+skipped, with the reason, where there is none, and required where CI is set.
+"""
+
+import concurrent.futures
+import contextlib
+import html.parser
+import io
+import itertools
+import json
+import os
+import plistlib
+import queue
+import random
+import re
+import select
+import shlex
+import shutil
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import types
+import unittest
+from unittest import mock
+
+import pebble_ws
+
+CI = bool(os.environ.get("CI"))
+PROGRAM = os.path.abspath(pebble_ws.__file__)
+PLUGIN = os.path.join(os.path.dirname(PROGRAM), "plugin", "pebble.sketchplugin")
+TESTS = os.path.join(os.path.dirname(PROGRAM), "plugin", "tests")
+PYTHON = [sys.executable, "-W", "error", *["-O"] * sys.flags.optimize]
+
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # (1.3)
+MASKING_KEY = bytes.fromhex("37fa213d")  # (5.7)
+
+
+# ---- A client, which can send anything ----------------------------------------------------------
+
+
+def head(target="/", *lines, request="GET {} HTTP/1.1", **changes):
+    """Return an opening handshake (1.3) with some headers changed, or left out if None."""
+    headers = {"Host": "localhost", "Upgrade": "websocket", "Connection": "Upgrade"}
+    headers.update(Sec_WebSocket_Key=KEY, Sec_WebSocket_Version="13")
+    headers.update(changes)
+    named = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items() if value]
+    return "\r\n".join([request.format(target), *named, *lines, "\r\n"]).encode("latin-1")
+
+
+def client_frame(opcode, payload=b"", fin=True, key=MASKING_KEY):
+    """Return a frame as a client sends it (5.2). The opcode may have RSV bits."""
+    payload = payload.encode() if isinstance(payload, str) else payload
+    size = len(payload)
+    head = bytes([fin << 7 | opcode])
+    for code, limit, width in ((size, 126, 0), (126, 1 << 16, 2), (127, 1 << 63, 8)):
+        if size < limit:
+            head += bytes([0x80 | code]) + (size.to_bytes(width, "big") if width else b"") + key
+            break
+    mask = int.from_bytes((key * (size // 4 + 1))[:size], "big")
+    return head + (int.from_bytes(payload, "big") ^ mask).to_bytes(size, "big")
+
+
+def close_of(code, reason=b""):
+    return client_frame(CLOSE, code.to_bytes(2, "big") + reason)
+
+
+GOODBYE = close_of(1000)
+
+
+class Client:
+    """A connection to a server, and what comes from there."""
+
+    def __init__(self, port, *data, host="127.0.0.1"):
+        self.socket = socket.create_connection((host, port), timeout=10)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.file = self.socket.makefile("rb")
+        self.send(*data)
+
+    def send(self, *data):
+        self.socket.sendall(b"".join(data))
+
+    def response(self):
+        """Return the lines of an HTTP response's head."""
+        lines = []
+        while (line := self.file.readline()) not in (b"", b"\r\n"):
+            lines.append(line.decode().rstrip("\r\n"))
+        return lines
+
+    def receive(self):
+        """Return a str, bytes, (PONG, payload) or (CLOSE, its code or None); None at the end."""
+        start = self.file.read(2)
+        if not start:
+            return None
+        first, size = start
+        if size > 125:
+            width, shortest = (2, 126) if size == 126 else (8, 1 << 16)
+            size = int.from_bytes(self.file.read(width), "big")
+            if not shortest <= size < 1 << 63:
+                raise ValueError(f"not a length in {width} bytes, or a mask: {size}")
+        payload = self.file.read(size)
+        if first not in (0x81, 0x82, 0x88, 0x8A) or len(payload) < size:
+            raise ValueError(f"no whole frame of a server: {first:#x} {payload[:100]}")
+        if first == 0x88:
+            payload[2:].decode()
+            return CLOSE, int.from_bytes(payload[:2], "big") if payload else None
+        return {0x81: payload.decode, 0x82: lambda: payload}.get(first, lambda: (PONG, payload))()
+
+    def rest(self):
+        """Return all that comes until the server drops TCP."""
+        return list(iter(self.receive, None))
+
+    def click(self, message):
+        """Send a message; return the answer."""
+        self.send(client_frame(TEXT, message))
+        return json.loads(self.receive())
+
+    def close(self, reset=False):
+        if reset:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.file.close()
+        self.socket.close()
+
+
+# ---- Servers and a Sketch to test with ----------------------------------------------------------
+
+
+def read(path):
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def write(path, content):
+    with open(path, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def wait_until(condition, seconds=15):
+    """Return the first true value of condition(). Raise AssertionError if there is none in time."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s")
+        time.sleep(0.005)
+    return value
+
+
+@contextlib.contextmanager
+def running(handler):
+    """Run a WebSocketServer in this process; what comes is as much of a Server as a client needs."""
+    threads = threading.active_count()
+    with pebble_ws.WebSocketServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield types.SimpleNamespace(port=server.server_address[1], target="/")
+        finally:
+            server.shutdown()
+            thread.join()
+    wait_until(lambda: threading.active_count() <= threads)
+
+
+class Server:
+    """pebble_ws.py as a process; `lines` has what it printed since the last `mark`.
+
+    `setup` is Python that runs in the module before main: it can change a constant. `command`
+    starts it in another way.
+    """
+
+    def __init__(self, bundle, *arguments, setup="", command=None, **options):
+        self.session_file = f"{bundle}/Contents/Resources/session.js"
+        folder = f"{bundle}/Contents/Sketch"
+        code = f"import sys; sys.path[0] = {folder!r}; import pebble_ws\n"
+        code += f"exec({setup!r}, vars(pebble_ws)); sys.exit(pebble_ws.main())"
+        start = [*PYTHON, "-c", code] if setup else [*PYTHON, f"{folder}/pebble_ws.py"]
+        self.errors = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            command or [*start, "--port", "0", *arguments],
+            stdout=subprocess.PIPE, stderr=self.errors, encoding="utf-8", **options,
+        )  # fmt: skip
+        self.log, self.start, self.printed = [], 0, threading.Condition()
+        self.reader = threading.Thread(target=self._read)
+        self.reader.start()
+        try:
+            self.port = int(re.search(r":(\d+)", self.wait_for("listening on ws://localhost:")[0])[1])
+            self.first_lines = list(self.log)
+            self.session = read(self.session_file)
+            self.token = re.search('"token": "([^"]*)"', self.session)[1]
+            self.target = f"/?token={self.token}"
+            self.idle = self.counts()
+        except BaseException:
+            self.kill()
+            raise
+
+    def _read(self):
+        for line in self.process.stdout:
+            with self.printed:
+                self.log.append(line.rstrip("\n"))
+                self.printed.notify()
+        with self.printed:
+            self.log.append(None)
+            self.printed.notify()
+
+    def mark(self):
+        self.start = len(self.log)
+
+    def lines(self, pattern=""):
+        return [line for line in self.log[self.start :] if line and re.search(pattern, line)]
+
+    def wait_for(self, pattern, count=1):
+        """Return the lines that have the pattern, once there are so many."""
+        with self.printed:
+            self.printed.wait_for(
+                lambda: len(self.lines(pattern)) >= count or None in self.log, 15
+            )
+        lines = self.lines(pattern)
+        if len(lines) < count:
+            raise AssertionError(f"no {pattern} in {self.lines()[-30:]}; {self.stderr()}")
+        return lines
+
+    def counts(self):
+        """Return how many threads and descriptors it has; 0 where the system does not say."""
+        folder = f"/proc/{self.process.pid}"
+        if not os.path.isdir(folder):
+            return 0, 0
+        return len(os.listdir(f"{folder}/task")), len(os.listdir(f"{folder}/fd"))
+
+    def memory(self):
+        """Return the resident memory in bytes; 0 where the system does not say."""
+        with contextlib.suppress(OSError), open(f"/proc/{self.process.pid}/status") as file:
+            return int(re.search(r"VmRSS:\s*(\d+) kB", file.read())[1]) * 1024
+        return 0
+
+    def stderr(self):
+        if not self.errors.closed:
+            self.errors.seek(0)
+            self.said = self.errors.read().decode()
+        return self.said
+
+    def check(self):
+        """Raise AssertionError unless it is idle, said nothing odd, and keeps its secret."""
+        if self.process.poll() is None:
+            wait_until(lambda: all(now <= idle for now, idle in zip(self.counts(), self.idle)))
+        for line in self.log[len(self.first_lines) :]:
+            if line and not (line.isprintable() and re.match(r"\d\d:\d\d:\d\d (#\d+ )?[=<>!] ", line)):
+                raise AssertionError(f"not a line of a log: {line!r}")
+        if self.stderr() or self.token in "\n".join(filter(None, self.log)):
+            raise AssertionError(f"not silent: {self.stderr()}")
+
+    def stop(self, number=signal.SIGTERM):
+        """Stop it as a person does, and check that it ends well."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            status = self.process.wait(20)
+        finally:
+            self.kill()
+        if status or self.said:
+            raise AssertionError(f"exit status {status}; {self.said}")
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        self.reader.join()
+        self.process.stdout.close()
+        self.stderr()
+        self.errors.close()
+
+
+SKETCHTOOL = """#!/bin/sh
+here=${0%/*}
+printf '%s\\0' "$@" '' >>"$here/calls"
+. "$here/mood"
+"""
+HOLD = 'read -r line <"$here/gate"; echo "$line"'  # until say(line)
+
+
+class StandInSketch:
+    """A Sketch.app whose sketchtool records how it was called, and does what its `mood` says."""
+
+    def __init__(self, folder, tool="MacOS/sketchtool", version=None):
+        self.app = f"{folder}/Sketch.app"
+        self.tool = f"{self.app}/Contents/{tool}"
+        self.home = os.path.dirname(self.tool)
+        os.makedirs(self.home)
+        write(self.tool, SKETCHTOOL)
+        os.chmod(self.tool, 0o755)
+        os.mkfifo(f"{self.home}/gate")
+        self.gate = os.open(f"{self.home}/gate", os.O_RDWR)
+        if version:
+            with open(f"{self.app}/Contents/Info.plist", "wb") as file:
+                plistlib.dump({"CFBundleVersion": version}, file)
+        self.reset()
+
+    def reset(self):
+        self.answer("OK Done.")
+        write(f"{self.home}/calls", "")
+
+    def mood(self, shell):
+        write(f"{self.home}/mood", f"{shell}\n")
+
+    def answer(self, text):
+        self.mood(f"printf '%s\\n' {shlex.quote(text)}")
+
+    def say(self, line):
+        """Let one script that is held print a line and end."""
+        os.write(self.gate, f"{line}\n".encode())
+
+    def calls(self):
+        """Return the arguments of each call."""
+        return [call.split("\0") for call in read(f"{self.home}/calls").split("\0\0")[:-1]]
+
+    def wait_for_calls(self, count):
+        wait_until(lambda: len(self.calls()) >= count)
+
+    def close(self):
+        os.close(self.gate)
+
+
+class TestCase(unittest.TestCase):
+    """Clients of `server`, and servers that end with their test."""
+
+    server = None
+
+    def request(self, *data, server=None, host="127.0.0.1"):
+        """Return a client that has sent something."""
+        client = Client((server or self.server).port, *data, host=host)
+        self.addCleanup(client.close)
+        return client
+
+    def connect(self, *data, server=None, host="127.0.0.1", **headers):
+        """Return a client whose handshake was accepted, and that sent data in the same segment."""
+        server = server or self.server
+        client = self.request(head(server.target, **headers), *data, server=server, host=host)
+        self.assertEqual("HTTP/1.1 101 Switching Protocols", client.response()[0])
+        return client
+
+    def assert_fails(self, client, code, *before):
+        """Check that these messages, a Close with this code and the end of TCP are all that comes."""
+        self.assertEqual([*before, (CLOSE, code)], client.rest())
+
+    def started(self, *arguments, **options):
+        server = Server(*arguments, **options)
+        self.addCleanup(server.stop)
+        return server
+
+
+def temporary_folder(add_cleanup):
+    folder = os.path.realpath(tempfile.mkdtemp(prefix="Skizzen für Zoë "))
+    add_cleanup(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def installed(folder):
+    """Install the plugin into a folder; return the bundle."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        status = pebble_ws.main(["--install", folder])
+    if status or folder not in printed.getvalue():
+        raise AssertionError(printed.getvalue())
+    return f"{folder}/pebble.sketchplugin"
+
+
+class BridgeTestCase(TestCase):
+    """An installed plugin, a stand-in Sketch, and a server for all tests, idle after each."""
+
+    setup = ""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = temporary_folder(cls.addClassCleanup)
+        cls.bundle = installed(cls.folder)
+        cls.sketch = StandInSketch(cls.folder)
+        cls.addClassCleanup(cls.sketch.close)
+        cls.server = Server(cls.bundle, "--sketch", cls.sketch.app, setup=cls.setup)
+        cls.addClassCleanup(cls.server.stop)
+
+    def setUp(self):
+        self.sketch.reset()
+        self.server.mark()
+        self.addCleanup(self.server.check)  # after those of the clients
+
+    @contextlib.contextmanager
+    def noticed_only_as(self, *ends):
+        """Check that what happens meanwhile hinders no other's click, and what the log tells of it.
+
+        There is a line for each connection that ends: a pattern each.
+        """
+        self.server.mark()
+        witness = self.connect()
+        number = re.search(r"#\d+", self.server.wait_for("= open")[0])[0]
+        self.server.mark()
+        yield witness
+        self.assertEqual("done", witness.click("undo")["status"])
+        end = r" #\d+ (! |= closed )"
+        lines = self.server.wait_for(end, len(ends))
+        self.assertEqual(len(ends), len(lines), lines)
+        for pattern, line in zip(ends, lines):
+            self.assertRegex(line, pattern)
+        witness.send(GOODBYE)
+        self.assert_fails(witness, 1000)
+        witness.close()
+        self.server.wait_for(f"{number} = closed 1000")
+
+
+# ---- Configuration ------------------------------------------------------------------------------
+
+
+def manifest():
+    return json.loads(read(f"{PLUGIN}/Contents/Sketch/manifest.json"))
+
+
+class Configuration(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.manifest = manifest()
+        cls.messages = []
+
+        class Buttons(html.parser.HTMLParser):
+            def handle_starttag(self, tag, attributes):
+                if tag == "button" and "data-message" in dict(attributes):
+                    cls.messages.append(dict(attributes)["data-message"])
+
+        Buttons().feed(read(f"{PLUGIN}/Contents/Resources/pebble-dialogue.html"))
+
+    def test_each_message_has_a_script_a_command_and_a_button(self):
+        commands = [command["script"] for command in self.manifest["commands"]]
+        for message, script in pebble_ws.SCRIPTS.items():
+            with self.subTest(message):
+                path = os.path.join(PLUGIN, "Contents", "Sketch", script)
+                self.assertTrue(os.path.isfile(path), f"SCRIPTS names {path}: write it there")
+                self.assertIn(script, commands, f"add a command for {script} to manifest.json")
+                self.assertIn(message, self.messages, "give a button in pebble-dialogue.html this "
+                              f'data-message="{message}"')
+
+    def test_each_button_and_each_command_has_a_script(self):
+        for message in self.messages:
+            self.assertIn(message, pebble_ws.SCRIPTS, "add this data-message to SCRIPTS")
+        scripts = {name for name in os.listdir(f"{PLUGIN}/Contents/Sketch")
+                   if name.endswith(".cocoascript")}
+        commands = {command["script"] for command in self.manifest["commands"]}
+        self.assertEqual(scripts, commands, "the files in Contents/Sketch, those in manifest.json")
+
+    def test_the_manifest_keeps_the_rules_of_sketchs_schema(self):
+        def check(where, value, required=(), **types_):
+            self.assertLessEqual(set(value), set(types_), f"not allowed in {where}")
+            self.assertLessEqual(set(required), set(value), f"missing in {where}")
+            for key in value:
+                self.assertIsInstance(value[key], types_[key], f"{key} in {where}")
+
+        def check_items(items):
+            self.assertTrue(items)
+            for item in items:
+                if isinstance(item, dict):
+                    check("a submenu", item, ("title", "items"), title=str, items=list)
+                    check_items(item["items"])
+                else:
+                    self.assertIn(item, [*identifiers, "-"], "menu names a command that is not")
+
+        texts = ("name", "identifier", "description", "icon", "darkIcon")
+        check("the manifest", self.manifest, ("commands", "icon"), commands=list, menu=dict,
+              suppliesData=bool, disableCocoaScriptPreprocessor=bool, bundleVersion=int,
+              **dict.fromkeys((*texts, "author", "authorEmail", "homepage", "version", "appcast",
+                               "compatibleVersion", "maxCompatibleVersion", "scope"), str))
+        self.assertIn(self.manifest["scope"], ("application", "document"))
+        self.assertEqual(1, self.manifest["bundleVersion"])
+        for command in self.manifest["commands"]:
+            check("a command", command, ("identifier", "script"), handlers=dict,
+                  **dict.fromkeys((*texts, "shortcut", "script", "handler"), str))
+        identifiers = [command["identifier"] for command in self.manifest["commands"]]
+        self.assertEqual(len(identifiers), len(set(identifiers)), "two commands of one name")
+        check("menu", self.manifest["menu"], ("items",), title=str, isRoot=bool, items=list)
+        check_items(self.manifest["menu"]["items"])
+
+    def test_the_icon_is_a_png_of_128_by_128(self):
+        with open(f"{PLUGIN}/Contents/Resources/{self.manifest['icon']}", "rb") as file:
+            start = file.read(24)
+        self.assertEqual(b"\x89PNG\r\n\x1a\n", start[:8])
+        self.assertEqual((128, 128), struct.unpack(">II", start[16:]))
+
+    def test_the_versions_are_equal(self):
+        self.assertEqual(pebble_ws.__version__, self.manifest["version"])
+
+
+# ---- Opening handshake (4) ----------------------------------------------------------------------
+
+
+class OpeningHandshake(BridgeTestCase):
+    def refusals(self):
+        """Yield why, the status, what the log says, and the head."""
+        target, token = self.server.target, self.server.token
+
+        def row(why, status, log, *lines, target=target, **changes):
+            return why, status, log, head(target, *lines, **changes)
+
+        yield "an empty line", 400, "", b"\r\n\r\n"
+        yield "binary", 400, "", bytes(range(256)) + b"\r\n\r\n"
+        for why, request in (
+            ("no version", "GET {}"), ("HTTP/1.0", "GET {} HTTP/1.0"), ("HTTP/0", "GET {} HTTP/0"),
+            ("HTTP/2", "GET {} HTTP/2.0"), ("two blanks", "GET  {} HTTP/1.1"),
+            ("an absolute URL", "GET http://localhost{} HTTP/1.1"), ("no path", "GET * HTTP/1.1"),
+            ("a NUL in the path", "GET {}\0 HTTP/1.1"), ("not ASCII", "GET {}ä HTTP/1.1"),
+        ):  # fmt: skip
+            yield row(why, 400, "", request=request)
+        for why, line in (
+            ("a folded line", " folded"), ("a NUL byte", "X: \0"), ("no colon", "X"),
+            ("no name", ": x"), ("a blank before the colon", "X : x"), ("a lone CR", "X: \rY: y"),
+            ("a lone LF", "X: \nY: y"), ("two keys", f"Sec-WebSocket-Key: {KEY}"),
+            ("two Hosts", "Host: localhost"), ("two versions", "sec-websocket-version: 13"),
+            ("two Origins", "Origin: null\r\nOrigin: null"),
+        ):  # fmt: skip
+            yield row(why, 400, "", line)
+        yield row("no Host", 400, "Host", Host=None)
+        for key in (None, "nonsense", KEY[:-1], KEY[4:], "AAAA" + KEY, KEY[:-2] + "=A", f"{KEY} x",
+                    "dGhlIHNhbXBsZSBub25jZ_=="):
+            yield row(f"the key {key}", 400, "Sec-WebSocket-Key", Sec_WebSocket_Key=key)
+        for method in ("POST", "HEAD", "OPTIONS", "CONNECT", "get"):
+            yield row(method, 405, "method", request=method + " {} HTTP/1.1")
+        for host in ("example.com", "localhost.example.com", "notlocalhost", "127.0.0.1.nip.io",
+                     "127.0.0.2", "0.0.0.0", "::1", "[::]", "localhost:80:80", "localhost:http",
+                     "localhost, localhost", "localhost@example.com", "[::1", "localhost."):
+            yield row(f"Host {host}", 403, f"Host {host}", Host=host)
+        for origin in ("http://example.com", "http://localhost", f"http://localhost:{self.server.port}",
+                       "https://127.0.0.1", "file:///", "file://x", "File://", "NULL", "null null",
+                       "null, null", "undefined"):
+            yield row(f"Origin {origin}", 403, f"Origin {origin}", Origin=origin)
+        yield row("an empty Origin", 403, "Origin", "Origin:")
+        for why, changes in (
+            ("no Upgrade", {"Upgrade": None}), ("no Connection", {"Connection": None}),
+            ("Upgrade: h2c", {"Upgrade": "h2c"}), ("keep-alive", {"Connection": "keep-alive"}),
+            ("Upgrade: websockets", {"Upgrade": "websockets"}),
+            *((f"version {version}", {"Sec_WebSocket_Version": version})
+              for version in (None, "0", "8", "12", "14", "013", "13, 8", "x")),
+        ):  # fmt: skip
+            yield row(why, 426, "WebSocket", **changes)
+        for why, wrong in (
+            ("none", "/"), ("empty", "/?token="), ("a wrong one", "/?token=" + "A" * len(token)),
+            ("cut", target[:-1]), ("longer", target + "A"), ("in other case", target.swapcase()),
+            ("another name", f"/?Token={token}"), ("another path", f"/x?token={token}"),
+            ("two", f"{target}&token={token}"), ("one more parameter", f"{target}&x=y"),
+            ("a fragment", f"{target}#"), ("escaped", f"/?token=%{ord(token[0]):x}{token[1:]}"),
+        ):  # fmt: skip
+            yield row(f"the token: {why}", 403, "token", target=wrong)
+        yield row("9 KiB of head", 431, "8192", f"X: {'x' * 9216}")
+        yield "a head without end", 431, "8192", head(target)[:-2] + b"X: x\r\n" * 1400
+        # The order of the checks:
+        yield row("the form, then Host", 400, "", "X", Host="example.com", Origin="http://x")
+        yield row("the method, then Host", 405, "", request="PUT {} HTTP/1.1", Host="example.com")
+        yield row("Host, then Origin", 403, "Host", Host="example.com", Origin="http://x")
+        yield row("Origin, then version", 403, "Origin", Origin="http://x", Upgrade=None)
+        yield row("version, then token", 426, "", target="/", Sec_WebSocket_Version="12")
+        yield "a plain GET, then token", 426, "", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+    def test_what_is_refused_and_with_which_status(self):
+        more = {405: {"Allow: GET"}, 426: {"Upgrade: websocket", "Sec-WebSocket-Version: 13"}}
+        for why, status, log, data in self.refusals():
+            with self.subTest(why):
+                self.server.mark()
+                client = self.request(data)
+                status_line, *headers = client.response()
+                self.assertRegex(status_line, rf"^HTTP/1\.1 {status} [A-Z]")
+                self.assertLessEqual({"Connection: close", *more.get(status, ())}, set(headers))
+                self.assertRegex(client.file.read(), rb"^[^\n]*WebSocket[^\n]*\n$")
+                self.server.wait_for(f"! refused {status}: .*{re.escape(log)}")
+                self.assertEqual(1, len(self.server.lines()))
+
+    def test_what_is_accepted(self):
+        port = self.server.port
+        for changes in (
+            *({"Host": host} for host in (f"localhost:{port}", f"127.0.0.1:{port}",
+                                          f"[::1]:{port}", "LocalHost", "localhost:1")),
+            {"Origin": "null"}, {"Origin": "file://"}, {"Origin": None}, {"Origin": " \tnull\t "},
+            {"Upgrade": "h2c, WebSocket"}, {"Connection": "keep-alive,\tUPGRADE"},
+            {"Connection": "keep-alive\r\nConnection: Upgrade"}, {"X": "\x80\xff\t~"}, {"X-": "\t"},
+        ):  # fmt: skip
+            with self.subTest(**changes):
+                self.assertEqual("unknown", self.connect(**changes).click("no")["status"])
+
+    def test_the_accept_key_of_the_rfc(self):  # (1.3)
+        client = self.request(head(self.server.target))
+        status, *headers = client.response()
+        self.assertEqual("HTTP/1.1 101 Switching Protocols", status)
+        expected = ["Upgrade: websocket", "Connection: Upgrade", f"Sec-WebSocket-Accept: {ACCEPT}"]
+        self.assertEqual(sorted(expected), sorted(headers))
+
+    def test_no_extension_and_no_subprotocol_is_accepted(self):
+        client = self.request(head(self.server.target, Sec_WebSocket_Protocol="chat",
+                                   Sec_WebSocket_Extensions="permessage-deflate"))
+        self.assertEqual(4, len(client.response()))
+
+    def test_a_head_of_8_kib_is_read_and_not_a_byte_more(self):
+        room = 8192 - len(head(self.server.target, "X: "))
+        for size, status in ((room, 101), (room + 1, 431)):
+            client = self.request(head(self.server.target, f"X: {'x' * size}"))
+            self.assertIn(f" {status} ", client.response()[0])
+
+    def test_the_handshake_may_come_a_byte_at_a_time_and_with_what_follows_it(self):
+        client = self.request()
+        for byte in head(self.server.target):
+            client.send(bytes([byte]))
+        self.assertIn(" 101 ", client.response()[0])
+        self.assertEqual("done", client.click("undo")["status"])
+        client = self.connect(client_frame(TEXT, "first"), client_frame(PING, b"second"), GOODBYE)
+        self.assertEqual("first", json.loads(client.receive())["message"])
+        self.assert_fails(client, 1000, (PONG, b"second"))
+
+    def test_the_layer_alone_accepts_any_host_origin_and_path(self):
+        class Silent(pebble_ws.WebSocketHandler):
+            pass
+
+        with running(Silent) as server, mock.patch.object(server, "target", "/any?path"):
+            self.connect(server=server, Host="example.com", Origin="http://example.com").close()
+
+
+# ---- Frames (5) ---------------------------------------------------------------------------------
+
+
+def messages(*pieces):
+    """Return what arrives in these pieces: (opcode, payload), fragments joined."""
+    rest, result, message = iter(pieces), [], b""
+    with contextlib.suppress(StopIteration, RuntimeError):  # the latter from inside a generator
+        for opcode, payload, fin, *_ in pebble_ws.read_frames(rest.__next__, 1 << 20):
+            if opcode < CLOSE:
+                message += payload
+                kind = opcode or kind
+                opcode, payload = kind, message
+            if fin:
+                result.append((opcode, bytes(payload)))
+                message = b"" if opcode < CLOSE else message
+    return result
+
+
+class Frames(unittest.TestCase):
+    def test_the_examples_of_the_rfc(self):  # (5.7)
+        masked = bytes.fromhex("818537fa213d7f9f4d5158")
+        self.assertEqual(masked, client_frame(TEXT, "Hello"))
+        for why, opcode, payload, data in (
+            ("a text", TEXT, b"Hello", "810548656c6c6f"),
+            ("a Ping", PING, b"Hello", "890548656c6c6f"),
+            ("256 bytes", BINARY, b"x" * 256, "827e0100" + "78" * 256),
+            ("64 KiB", BINARY, b"x" * 65536, "827f0000000000010000" + "78" * 65536),
+        ):
+            with self.subTest(why):
+                self.assertEqual(bytes.fromhex(data), pebble_ws.frame(opcode, payload))
+        pong = bytes.fromhex("8a8537fa213d7f9f4d5158")
+        self.assertEqual([(TEXT, b"Hello"), (PONG, b"Hello")], messages(masked + pong))
+        fragments = client_frame(TEXT, "Hel", fin=False) + client_frame(CONTINUATION, "lo")
+        self.assertEqual([(TEXT, b"Hello")], messages(fragments))
+
+    def test_a_length_takes_the_fewest_bytes(self):
+        for size, start in ((0, "8200"), (125, "827d"), (126, "827e007e"), (65_535, "827effff")):
+            with self.subTest(size):
+                payload = bytes(size)
+                data = bytes.fromhex(start) + payload
+                self.assertEqual(data, pebble_ws.frame(BINARY, payload))
+                self.assertEqual([(BINARY, payload)], messages(client_frame(BINARY, payload)))
+
+    def test_unmasking_is_its_own_inverse_whatever_the_size(self):
+        rng = random.Random(6455)
+        for size in [*range(20), 1023, 4096, 65_535, 65_536]:
+            with self.subTest(size):
+                payload, key = rng.randbytes(size), rng.randbytes(4)
+                expected = bytes(a ^ b for a, b in zip(payload, itertools.cycle(key)))
+                self.assertEqual(expected, pebble_ws.unmask(payload, key))
+
+    def test_frames_may_be_cut_anywhere(self):
+        sent = [(TEXT, "één".encode()), (PING, b"?"), (BINARY, bytes(range(130))), (PONG, b""),
+                (TEXT, b""), (BINARY, bytes(65_536)), (PING, b"!")]
+        data = b"".join(client_frame(*frame) for frame in sent)
+        data += client_frame(TEXT, "a", fin=False) + client_frame(PING, b"between")
+        data += client_frame(CONTINUATION, b"", fin=False) + client_frame(CONTINUATION, "b" * 126)
+        expected = [*sent, (PING, b"between"), (TEXT, b"a" + b"b" * 126)]
+        self.assertEqual(expected, messages(data))
+        self.assertEqual(expected, messages(*(data[at : at + 1] for at in range(len(data)))))
+        for at in [*range(1, 200), *range(len(data) - 200, len(data))]:
+            self.assertEqual(expected, messages(data[:at], data[at:]), f"cut at {at}")
+
+
+# ---- Messages and close (5.4, 5.5, 7) -----------------------------------------------------------
+
+
+class Echo(pebble_ws.WebSocketHandler):
+    max_message_size = 16 << 20
+
+    def message_received(self, message):
+        self.send(message)
+
+
+PROTOCOL_ERRORS = [  # why, the close code, and what must not be sent (5.1 to 5.5)
+    *((f"RSV {bit:#x}", 1002, client_frame(bit | TEXT, "x")) for bit in (0x40, 0x20, 0x10)),
+    *((f"opcode {opcode:#x}", 1002, client_frame(opcode)) for opcode in (*range(3, 8), *range(11, 16))),
+    ("no mask", 1002, b"\x81\x05Hello"),
+    ("a Ping without a mask", 1002, b"\x89\x00"),
+    ("a Close without a mask", 1002, b"\x88\x02\x03\xe8"),
+    ("a Ping of 126 bytes", 1002, client_frame(PING, bytes(126))),
+    ("a Close of 126 bytes", 1002, close_of(1000, b"x" * 124)),
+    ("a Pong of 64 KiB", 1002, client_frame(PONG, bytes(65_536))[:2]),
+    ("a fragmented Ping", 1002, client_frame(PING, fin=False)),
+    ("a fragmented Close", 1002, client_frame(CLOSE, fin=False)),
+    ("a continuation of nothing", 1002, client_frame(CONTINUATION, "x")),
+    ("one that is not final", 1002, client_frame(CONTINUATION, "x", fin=False)),
+    ("a text inside a message", 1002, client_frame(TEXT, "x", fin=False) + client_frame(TEXT)),
+    ("a binary inside a text", 1002, client_frame(TEXT, fin=False) + client_frame(BINARY)),
+    ("a continuation too many", 1002, client_frame(PONG) + client_frame(CONTINUATION)),
+    ("125 bytes, in 16 bits", 1002, b"\x81\xfe\x00\x7d" + MASKING_KEY),
+    ("65,535 bytes, in 64 bits", 1002, b"\x81\xff\0\0\0\0\0\0\xff\xff" + MASKING_KEY),
+    ("a length of 64 bits", 1002, b"\x81\xff\x80\0\0\0\0\0\0\0" + MASKING_KEY),
+    ("a Close of 1 byte", 1002, client_frame(CLOSE, b"\x03")),
+    *((f"a Close with {code}", 1002, close_of(code))
+      for code in (0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65_535)),
+    ("a reason that is not UTF-8", 1007, close_of(1000, b"\xff")),
+    ("a reason cut in a letter", 1007, close_of(1000, "é".encode()[:1])),
+    ("too long by 63 bits", 1009, b"\x81\xff\x7f" + b"\xff" * 7 + MASKING_KEY),
+]  # fmt: skip
+NOT_UTF8 = (  # up to the first byte that cannot be right (RFC 3629)
+    "80", "bf", "c0", "c1", "f5", "ff", "fe", "c328", "c3c3", "e228", "e28228", "f09f9828",
+    "e080", "e09f", "eda0", "edbf", "f080", "f08f", "f490", "f4bf", "ceba80", "cebae1bdb9cf83f490",
+)  # fmt: skip
+
+
+class MessagesAndClose(TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.entered = contextlib.ExitStack()
+        cls.addClassCleanup(cls.entered.close)
+        cls.server = cls.entered.enter_context(running(Echo))
+
+    def test_a_message_comes_back_as_it_was_sent(self):
+        for message in ("", "x", "κόσμε 𐍈\0", "x" * 125, "x" * 126, b"", bytes(range(256)) * 300):
+            opcode = TEXT if isinstance(message, str) else BINARY
+            self.assertEqual(message, self.connect(client_frame(opcode, message)).receive())
+
+    def test_a_byte_at_a_time(self):
+        client = self.connect()
+        data = client_frame(TEXT, "é", fin=False) + client_frame(PING, b"?") \
+            + client_frame(CONTINUATION, "x" * 130) + GOODBYE
+        for byte in data:
+            client.send(bytes([byte]))
+        self.assert_fails(client, 1000, (PONG, b"?"), "é" + "x" * 130)
+
+    def test_fragments_with_pings_between_them(self):
+        text = "κόσμε €𐍈"
+        data = text.encode()
+        fragments = [client_frame(TEXT, data[:1], fin=False)]
+        for byte in data[1:]:
+            fragments += client_frame(PING, bytes([byte])), \
+                client_frame(CONTINUATION, bytes([byte]), fin=False)
+        client = self.connect(*fragments, client_frame(CONTINUATION), GOODBYE)
+        self.assert_fails(client, 1000, *((PONG, bytes([byte])) for byte in data[1:]), text)
+
+    def test_a_ping_between_fragments_is_answered_at_once(self):
+        client = self.connect(client_frame(BINARY, b"a", fin=False), client_frame(PING, b"now"))
+        self.assertEqual((PONG, b"now"), client.receive())
+        client.send(client_frame(CONTINUATION, b"b"))
+        self.assertEqual(b"ab", client.receive())
+
+    def test_a_ping_comes_back_to_the_byte_and_pongs_are_ignored(self):
+        payloads = [b"", b"\xff\x00\n", bytes(range(125)), *(b"%d" % n for n in range(10))]
+        pings = [client_frame(PONG, payload) + client_frame(PING, payload) for payload in payloads]
+        client = self.connect(*pings, GOODBYE)
+        self.assert_fails(client, 1000, *((PONG, payload) for payload in payloads))
+
+    def test_a_protocol_error_fails_the_connection_after_what_came_before(self):
+        for why, code, data in PROTOCOL_ERRORS:
+            with self.subTest(why):
+                client = self.connect(client_frame(TEXT, "before"), data, client_frame(TEXT, "not"))
+                self.assert_fails(client, code, "before")
+
+    def test_text_fails_at_the_first_byte_that_cannot_be_right(self):
+        for bad in map(bytes.fromhex, NOT_UTF8):
+            good = "κόσμε".encode()
+            whole = client_frame(TEXT, good + bad + bytes(1000))
+            halves = client_frame(TEXT, good + bad[:1], fin=False) \
+                + client_frame(CONTINUATION, bad[1:] + b"x", fin=False)[: -1]
+            fragment = client_frame(TEXT, good + bad, fin=False)
+            for why, data in (("whole", whole), ("in part", whole[:-1000]), ("a fragment", fragment),
+                              ("two fragments", halves), ("the end", client_frame(TEXT, good + bad))):
+                with self.subTest(why, bad=bad.hex()):
+                    self.assert_fails(self.connect(data), 1007)
+
+    def test_text_that_ends_in_a_letter_fails(self):
+        for data in (client_frame(TEXT, "€".encode()[:2]),
+                     client_frame(TEXT, "€".encode()[:2], fin=False) + client_frame(CONTINUATION)):
+            self.assert_fails(self.connect(data), 1007)
+
+    def test_letters_may_be_split_over_fragments_and_segments(self):
+        text = "é€𐍈\U0010ffff\ud7ff\ue000"
+        data = text.encode()
+        client = self.connect()
+        for at in range(len(data)):
+            client.send(client_frame(TEXT, data[:at], fin=False))
+            client.send(client_frame(CONTINUATION, data[at:]))
+            whole = client_frame(TEXT, data)
+            client.send(whole[: 6 + at])
+            client.send(whole[6 + at :])
+            self.assertEqual([text, text], [client.receive(), client.receive()])
+
+    def test_a_close_is_answered_with_its_code_and_tcp_is_dropped(self):
+        for why, payload, code in (
+            ("no body", b"", None),
+            ("a code", b"\x03\xe8", 1000),
+            ("a reason of 123 bytes", b"\x03\xe9" + "é".encode() * 61 + b"x", 1001),
+            *((f"{code}", code.to_bytes(2, "big"), code) for code in (
+                1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 3999, 4000, 4999)),
+        ):
+            with self.subTest(why):
+                client = self.connect(client_frame(TEXT, "x"), client_frame(CLOSE, payload))
+                self.assert_fails(client, code, "x")
+
+    def test_nothing_after_a_close_is_read(self):
+        client = self.connect(GOODBYE, client_frame(TEXT, "x"), client_frame(PING), b"\xff" * 100)
+        self.assert_fails(client, 1000)
+
+    def test_a_message_that_is_too_long_is_closed_with_1009(self):
+        class Small(Echo):
+            max_message_size = 1000
+
+        with running(Small) as server:
+            for why, data in (
+                ("a frame, at its head", client_frame(BINARY, bytes(1001))[:8]),
+                ("64 bits of length", client_frame(BINARY, bytes(65_536))[:14]),
+                ("fragments", client_frame(TEXT, b"x" * 1000, fin=False) + client_frame(0, b"x")),
+            ):
+                with self.subTest(why):
+                    whole = client_frame(TEXT, "x" * 1000)
+                    client = self.connect(whole, data, server=server)
+                    self.assert_fails(client, 1009, "x" * 1000)
+                    client.close()
+        self.assertEqual(1 << 20, pebble_ws.WebSocketHandler.max_message_size)
+
+    def test_16_mib_in_one_frame_and_in_frames_of_64_bytes_take_time_in_proportion(self):
+        def seconds(opcode, size, piece):
+            middle = client_frame(CONTINUATION, b"x" * piece, fin=False)
+            data = client_frame(opcode, b"x" * piece, fin=piece == size)
+            if piece < size:
+                data += middle * (size // piece - 2) + client_frame(CONTINUATION, b"x" * piece)
+            client = self.connect()
+            start = time.monotonic()
+            sender = threading.Thread(target=client.send, args=(data,))
+            sender.start()
+            message = client.receive()
+            sender.join()
+            self.assertTrue(message == (b"x" if opcode == BINARY else "x") * size)
+            client.close()
+            return time.monotonic() - start
+
+        for opcode, piece in ((TEXT, 0), (BINARY, 0), (TEXT, 64), (BINARY, 64)):
+            with self.subTest(opcode=opcode, piece=piece or "whole"):
+                small, large = (seconds(opcode, mib << 20, piece or mib << 20) for mib in (2, 16))
+                self.assertLess(large, 24 * small, "8 times as long is in proportion, 64 the square")
+
+    def test_answers_to_what_came_together_leave_together(self):
+        sent = []
+
+        def sendall(self, data, plain=socket.socket.sendall):
+            sent.append(data)
+            plain(self, data)
+
+        client = self.connect()
+        data = b"".join(client_frame(TEXT, str(n)) for n in range(100))
+        with mock.patch.object(socket.socket, "sendall", sendall):
+            client.send(data)
+            self.assertEqual([str(n) for n in range(100)], [client.receive() for _ in range(100)])
+        self.assertLess(len(sent), 20)
+
+    def test_an_answer_does_not_wait_for_the_rest_of_another_message(self):
+        client = self.connect()
+        whole = client_frame(TEXT, "x" * 200)
+        for at in (1, 3, 7, 8, 100):
+            client.send(client_frame(TEXT, "first"), client_frame(PING, b"second"), whole[:at])
+            self.assertEqual(["first", (PONG, b"second")], [client.receive(), client.receive()])
+            client.send(whole[at:])
+            self.assertEqual("x" * 200, client.receive())
+
+    def test_send_may_be_called_from_any_thread(self):
+        class Threads(pebble_ws.WebSocketHandler):
+            def message_received(self, message):
+                with concurrent.futures.ThreadPoolExecutor(8) as pool:
+                    list(pool.map(self.send, [str(n) * 1000 for n in range(200)]))
+
+        with running(Threads) as server:
+            client = self.connect(client_frame(TEXT, "go"), server=server)
+            received = [client.receive() for _ in range(200)]
+            client.close()
+        self.assertEqual(sorted(str(n) * 1000 for n in range(200)), sorted(received))
+
+    def test_close_starts_the_closing_handshake(self):
+        outcomes = queue.Queue()
+
+        class Closing(pebble_ws.WebSocketHandler):
+            def message_received(self, message):
+                for code, reason in ((1006, ""), (999, ""), (5000, ""), (1000, "x" * 124)):
+                    try:
+                        self.close(code, reason)
+                    except ValueError as error:
+                        outcomes.put(error)
+                self.close(3000, "é" * 61 + "x")
+                try:
+                    self.send("x")
+                except ConnectionError as error:
+                    outcomes.put(error)
+
+        with running(Closing) as server:
+            client = self.connect(client_frame(TEXT, "x"), server=server)
+            self.assertEqual((CLOSE, 3000), client.receive())
+            client.send(client_frame(TEXT, "nobody receives it"), client_frame(PING), GOODBYE)
+            self.assertIsNone(client.receive())
+            client.close()
+            with mock.patch.object(pebble_ws, "CLOSE_TIMEOUT", 0.1):
+                client = self.connect(client_frame(TEXT, "x"), server=server)
+                self.assert_fails(client, 3000)  # without an answer, it ends all the same
+                client.close()
+        kinds = [ValueError] * 4 + [ConnectionError]
+        self.assertEqual(2 * kinds, [type(outcome) for outcome in outcomes.queue])
+
+    def test_an_error_in_a_subclass_is_closed_with_1011_and_shown(self):
+        class Wrong(pebble_ws.WebSocketHandler):
+            def message_received(self, message):
+                raise ZeroDivisionError
+
+        with contextlib.redirect_stderr(io.StringIO()) as errors, running(Wrong) as server:
+            client = self.connect(client_frame(TEXT, "x"), server=server)
+            self.assert_fails(client, 1011)
+            client.close()
+        self.assertIn("ZeroDivisionError", errors.getvalue())
+
+
+# ---- Scripts ------------------------------------------------------------------------------------
+
+
+def command_line(bundle, message):
+    """Return the arguments that sketchtool must be called with."""
+    scripts = {command["script"]: command["identifier"] for command in manifest()["commands"]}
+    return ["run", bundle, scripts[pebble_ws.SCRIPTS[message]], "--without-activating"]
+
+
+class Scripts(BridgeTestCase):
+    setup = "SCRIPT_TIMEOUT = 1"
+
+    def test_each_message_runs_its_command_with_exactly_these_arguments(self):
+        client = self.connect()
+        for message in pebble_ws.SCRIPTS:
+            self.assertEqual("done", client.click(message)["status"])
+        expected = [command_line(self.bundle, message) for message in pebble_ws.SCRIPTS]
+        self.assertEqual(expected, self.sketch.calls())
+
+    def test_the_last_line_or_else_the_exit_status_tells_how_it_went(self):
+        client = self.connect()
+        for why, mood, status, output in (
+            ("OK", "echo OK Rotated.", "done", "Rotated."),
+            ("OK alone", "echo OK", "done", ""),
+            ("ERROR", "echo ERROR Select two.", "failed", "Select two."),
+            ("the last line", "echo ERROR no; echo OK yes; echo; echo '  '", "done", "yes"),
+            ("OK decides, not 1", "echo OK; exit 1", "done", ""),
+            ("ERROR decides, not 0", "echo OK; echo ERROR no", "failed", "no"),
+            ("of stderr too", "echo OK; echo ERROR no >&2", "failed", "no"),
+            ("the end of a line is CRLF", "printf 'OK yes\\r\\n'", "done", "yes"),
+            ("no such word", "echo OKAY; echo okay", "done", "OKAY\nokay"),
+            ("silent", "", "done", ""),
+            ("1, with a text", "echo no Sketch; exit 1", "failed", "no Sketch"),
+            ("HTML", "echo 'OK <b>&amp;</b>'", "done", "<b>&amp;</b>"),
+            ("not UTF-8", "printf 'OK \\377\\376.'", "done", "\ufffd\ufffd."),
+            ("10 MB, then OK", "head -c 10000000 /dev/zero | tr '\\0' x; echo; echo OK", "done", ""),
+            ("10 MB", "head -c 10000000 /dev/zero | tr '\\0' x", "done", "x" * 4000),
+            ("a long line", f"echo OK {'x' * 5000}", "done", "x" * 4000),
+            ("a child stays", "sleep 4 & echo OK", "done", ""),
+            ("a child holds only stderr", "sleep 4 >/dev/null & echo OK", "done", ""),
+        ):
+            with self.subTest(why):
+                self.sketch.mood(mood)
+                expected = {"message": "undo", "status": status, "output": output}
+                self.assertEqual(expected, client.click("undo"))
+        for mood in ("exit 1", "kill -9 $$", "kill -TERM $$"):
+            with self.subTest(mood):
+                self.sketch.mood(mood)
+                answer = client.click("undo")
+                self.assertEqual("failed", answer["status"])
+                self.assertTrue(answer["output"])
+
+    def test_it_inherits_nothing_and_leads_its_own_process_group(self):
+        self.sketch.mood("cat; echo $(ls /dev/fd) $(kill -0 -$$ && echo leads)")
+        self.assertEqual("0 1 2 3 leads", self.connect().click("undo")["output"])  # 3 is of ls
+
+    def test_past_the_time_limit_the_whole_process_group_is_killed(self):
+        os.mkfifo(f"{self.sketch.home}/alive")
+        hanging = "echo x >&9; exec 9>&-; sleep 30"
+        for why, mood in (
+            ("a hanging child", f"{{ {hanging}; }} & sleep 30"),
+            ("closes its output", f"exec >&- 2>&-; sleep 30 & {hanging}"),
+            ("minds no signal", f"trap '' TERM INT HUP; {hanging}"),
+            ("prints without end", "echo x >&9; exec 9>&-; yes"),
+        ):
+            with self.subTest(why), self.noticed_only_as() as witness:
+                self.sketch.mood(f'exec 8>"$here/alive" 9>&8; {mood}')
+                witness.send(client_frame(TEXT, "rotate"))
+                with open(f"{self.sketch.home}/alive") as alive:
+                    self.assertEqual("x\n", alive.read(), "all that could write are gone")
+                answer = json.loads(witness.receive())
+                self.assertEqual("failed", answer["status"])
+                self.assertIn("killed", answer["output"])
+                self.sketch.reset()
+            self.assertEqual(1, len(self.server.lines("> failed: .*killed")))
+
+    def test_a_sketch_that_goes_and_comes_back(self):
+        client = self.connect()
+        for why, go, come in (
+            ("moved", lambda: os.rename(self.sketch.tool, self.sketch.tool + "x"),
+             lambda: os.rename(self.sketch.tool + "x", self.sketch.tool)),
+            ("not executable", lambda: os.chmod(self.sketch.tool, 0o644),
+             lambda: os.chmod(self.sketch.tool, 0o755)),
+        ):  # fmt: skip
+            with self.subTest(why):
+                go()
+                answer = client.click("undo")
+                come()
+                self.assertEqual("failed", answer["status"])
+                self.assertIn("Sketch", answer["output"])
+                self.assertEqual("done", client.click("undo")["status"])
+
+    def test_a_program_that_the_system_cannot_run_is_a_failure_that_names_it(self):
+        with open(self.sketch.tool, "r+b") as file:
+            original = file.read()
+            file.seek(0)
+            file.write(b"\0\0\0")
+        answer = self.connect().click("undo")
+        with open(self.sketch.tool, "wb") as file:
+            file.write(original)
+        self.assertEqual("failed", answer["status"])
+        self.assertIn(self.sketch.tool, answer["output"])
+
+    def test_what_is_missing_fails_the_click_and_can_be_mended_without_a_restart(self):
+        folder = temporary_folder(self.addCleanup)
+        bundle = installed(folder)
+        scripts, good = f"{bundle}/Contents/Sketch", f"{folder}/good"
+        shutil.copytree(scripts, good)
+        script, broken = f"{scripts}/undo.cocoascript", f"{scripts}/manifest.json"
+        *others, undo = manifest()["commands"]
+        self.assertEqual("undo.cocoascript", undo["script"])
+        nameless = {key: value for key, value in undo.items() if key != "identifier"}
+        client = self.connect(server=self.started(bundle, "--sketch", self.sketch.app))
+        for why, named, content in (
+            ("no command", script, {"commands": others}),
+            ("no identifier", broken, {"commands": [*others, nameless]}),
+            *((f"the manifest is {content}", broken, content)
+              for content in ([], 1, {}, {"commands": 1}, {"commands": [1]}, {"commands": [{}]})),
+            *((f"the manifest is {content[:9]}", broken, content)
+              for content in (b"", b"nonsense", b"\xff", b"[" * 100_000)),
+            ("the script is gone", script, script),
+            ("the manifest is gone", broken, broken),
+        ):  # fmt: skip
+            with self.subTest(why):
+                if isinstance(content, str):
+                    os.remove(content)
+                else:
+                    write(broken, content if isinstance(content, bytes) else json.dumps(content))
+                answer = client.click("undo")
+                self.assertEqual("failed", answer["status"])
+                self.assertIn(named, answer["output"])
+                shutil.copytree(good, scripts, dirs_exist_ok=True)
+                self.assertEqual("done", client.click("undo")["status"])
+
+    def test_what_is_missing_is_told_at_the_start(self):
+        bundle = installed(temporary_folder(self.addCleanup))
+        os.remove(f"{bundle}/Contents/Sketch/undo.cocoascript")
+        write(f"{bundle}/Contents/Sketch/manifest.json", json.dumps({"commands": manifest()["commands"][:3]}))
+        server = self.started(bundle, "--sketch", self.sketch.app)
+        told = re.findall(r"! (\S+): .*?(/[\w-]+\.cocoascript)", "\n".join(server.first_lines))
+        self.assertEqual([("duplicate", "/rotate-duplicate.cocoascript"), ("undo",
+                          "/undo.cocoascript"), ("set-time", "/set-time.cocoascript")], told)
+
+    def test_a_path_with_every_character_that_a_shell_minds(self):
+        folder = f"{temporary_folder(self.addCleanup)}/a 'b' \"c\" $HOME `d`;e&f|g>h<i*j?k(l)m#n!\\o\np"
+        os.mkdir(folder)
+        bundle, sketch = installed(folder), StandInSketch(folder)
+        self.addCleanup(sketch.close)
+        server = self.started(bundle, "--sketch", sketch.app)
+        self.assertEqual("done", self.connect(server=server).click("rotate")["status"])
+        self.assertEqual([command_line(bundle, "rotate")], sketch.calls())
+
+    def test_an_absolute_path_may_name_a_script_of_any_other_bundle(self):
+        inner = f"{self.folder}/Outer.sketchplugin/x/Inner ä.sketchplugin"
+        os.makedirs(f"{inner}/Contents/Sketch/sub")
+        script = f"{inner}/Contents/Sketch/sub/flip.js"
+        outside = f"{self.folder}/outside.js"
+        write(script, "")
+        write(outside, "")
+        commands = [{"script": "x"}, {"script": "./sub/flip.js", "identifier": "flip"}]
+        write(f"{inner}/Contents/Sketch/manifest.json", json.dumps({"commands": commands}))
+        scripts = {"flip": script, "outside": outside, "up": "../../../outside.js"}
+        server = self.started(self.bundle, "--sketch", self.sketch.app, setup=f"SCRIPTS = {scripts}")
+        client = self.connect(server=server)
+        self.assertEqual("done", client.click("flip")["status"])
+        self.assertEqual([["run", inner, "flip", "--without-activating"]], self.sketch.calls())
+        for message in ("outside", "up"):
+            answer = client.click(message)
+            self.assertEqual("failed", answer["status"])
+            self.assertIn(outside, answer["output"])
+            self.assertIn(f"! {message}: ", "\n".join(server.first_lines))
+
+
+# ---- The bridge ---------------------------------------------------------------------------------
+
+
+ATTACKS = (
+    "", "Rotate", "rotate ", " rotate", "rotate\0", "rotate\n", "rotate.cocoascript", "rotate.undo",
+    "../rotate.cocoascript", "/bin/sh", "file:///bin/sh", "C:\\x", "; touch x", "$(touch x)", "`id`",
+    "| tee x", "--port 1", "{}", '{"message": "rotate"}', "__class__", "SCRIPTS", "%s%n", "{0}",
+    "\x1b[2J\x1b]0;x\x07", "\x9b2J", "\u2028\u2029\x85\v\f", "\u202egnitsil", "\ufeff\u200b", "\x7f",
+    "20:14:05 #1 < rotate", "x\r\n20:14:05 #1 > done: Rotated.", "\r20:14:05 #1 = open from file://",
+    "\ud7ff\U0010ffff", "x" * 100_000, "\n" * 5000, "<script>alert(1)</script>", "''\"\"",
+)  # fmt: skip
+
+
+class TheBridge(BridgeTestCase):
+    def test_the_session_file_is_one_line_for_its_user_alone(self):
+        session = read(self.server.session_file)
+        line = r'window\.pebbleSession = \{"port": (\d+), "token": "([\w-]{22,})"\};\n'
+        self.assertRegex(session, rf"\A{line}\Z")
+        self.assertEqual(self.server.port, int(re.match(line, session)[1]))
+        self.assertEqual(0o600, stat.S_IMODE(os.stat(self.server.session_file).st_mode))
+
+    def test_the_session_file_is_written_in_one_step_with_a_new_token_each_time(self):
+        bundle = installed(temporary_folder(self.addCleanup))
+        path = f"{bundle}/Contents/Resources/session.js"
+        with open(path, "w+") as old:
+            old.write("old")
+            old.flush()
+            first = self.started(bundle, "--dry-run")
+            old.seek(0)
+            self.assertEqual("old", old.read(), "who reads the old one reads all of it")
+        self.assertEqual([], [name for name in os.listdir(os.path.dirname(path))
+                              if "session" in name and name != "session.js"])
+        second = self.started(bundle, "--dry-run")
+        self.assertEqual(3, len({first.token, second.token, self.server.token}))
+        first.stop()
+        self.assertEqual(second.session, read(path), "it is another server's now")
+        second.stop()
+        self.assertFalse(os.path.exists(path))
+
+    def test_it_listens_on_both_loopback_addresses_and_on_no_other(self):
+        self.assertEqual("done", self.connect().click("undo")["status"])
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            with contextlib.suppress(OSError):
+                probe.connect(("192.0.2.1", 9))  # sends nothing
+            own = probe.getsockname()[0]
+        for host in {"127.0.0.2", own} - {"127.0.0.1", "0.0.0.0"}:
+            with self.assertRaises(OSError, msg=host):
+                socket.create_connection((host, self.server.port), timeout=1).close()
+        try:
+            client = self.connect(host="::1", Host=f"[::1]:{self.server.port}")
+        except OSError as error:
+            self.skipTest(f"this machine has no ::1: {error}")
+        self.assertEqual("done", client.click("undo")["status"])
+
+    def test_the_log_has_a_line_for_all_traffic(self):
+        client = self.connect(Origin="file://")
+        client.click("rotate")
+        client.click("flip")
+        client.send(close_of(1001))
+        self.assert_fails(client, 1001)
+        self.request(head(self.server.target, Origin="http://example.com")).file.read()
+        self.server.wait_for("refused")
+        start = int(re.search(r"#(\d+)", self.server.lines()[0])[1])
+        for line, expected in zip(self.server.lines(), (
+            f"#{start} = open from file://", f"#{start} < rotate",
+            rf"#{start} > done: Done\. \(\d+ ms\)", f"#{start} < flip",
+            f"#{start} > unknown: .*", f"#{start} = closed 1001",
+            rf"#{start + 1} ! refused 403: Origin http://example\.com",
+        )):  # fmt: skip
+            self.assertRegex(line, rf"^\d\d:\d\d:\d\d {expected}$")
+        self.assertEqual(7, len(self.server.lines()))
+
+    def test_an_answer_goes_to_the_dialogue_that_asked_and_to_no_other(self):
+        self.sketch.mood(HOLD)
+        dialogues = [self.connect() for _ in range(3)]
+        clicks = [(0, "rotate"), (1, "undo"), (0, "set-time"), (2, "duplicate"), (1, "rotate")]
+        for dialogue, message in clicks:
+            dialogues[dialogue].send(client_frame(TEXT, message), client_frame(PING))
+            self.assertEqual((PONG, b""), dialogues[dialogue].receive())  # it stands in line
+        for number, (dialogue, message) in enumerate(clicks):
+            self.sketch.say(f"OK {number}")
+            expected = {"message": message, "status": "done", "output": str(number)}
+            self.assertEqual(expected, json.loads(dialogues[dialogue].receive()))
+        called = [command_line(self.bundle, message) for _, message in clicks]
+        self.assertEqual(called, self.sketch.calls(), "in the order of the clicks")
+        for client in dialogues:
+            client.send(GOODBYE)
+            self.assert_fails(client, 1000)  # and nothing else had come
+
+    def test_one_runs_16_wait_and_the_next_is_answered_busy_at_once(self):
+        self.sketch.mood(HOLD)
+        client, other = self.connect(), self.connect()
+        client.send(*(client_frame(TEXT, "undo") for _ in range(17)))
+        self.server.wait_for(" < ", 17)
+        self.assertEqual("busy", other.click("rotate")["status"])
+        self.assertEqual("busy", other.click("rotate")["status"])
+        self.assertEqual("unknown", other.click("flip")["status"])
+        self.assertLessEqual(len(self.sketch.calls()), 1)
+        for number in range(17):
+            self.sketch.say(f"OK {number}")
+            self.assertEqual(str(number), json.loads(client.receive())["output"])
+        self.sketch.reset()
+        self.assertEqual("done", other.click("rotate")["status"])
+
+    def test_pings_and_closes_are_answered_while_a_script_runs(self):
+        self.sketch.mood(HOLD)
+        client, other = self.connect(), self.connect()
+        client.send(client_frame(TEXT, "undo"), client_frame(PING, b"now"))
+        other.send(client_frame(PING, b"too"), GOODBYE)
+        self.assertEqual((PONG, b"now"), client.receive())
+        self.assert_fails(other, 1000, (PONG, b"too"))
+        self.sketch.say("OK")
+        self.assertEqual("done", json.loads(client.receive())["status"])
+
+    def test_a_script_whose_dialogue_has_gone_still_runs(self):
+        self.sketch.mood(HOLD)
+        self.connect(client_frame(TEXT, "undo"), client_frame(TEXT, "rotate"), GOODBYE).rest()
+        gone = self.connect(client_frame(TEXT, "set-time"))
+        self.server.wait_for("< set-time")
+        gone.close(reset=True)
+        for number in range(1, 4):
+            self.sketch.wait_for_calls(number)
+            self.sketch.say("OK Nobody hears it.")
+            self.server.wait_for("> done: Nobody hears it", number)
+
+    def test_the_parts_of_an_answer_are_cut(self):
+        answer = self.connect().click("x" * 1000)
+        self.assertEqual({"message", "status", "output"}, set(answer))
+        self.assertEqual("x" * 200, answer["message"])
+
+    def test_messages_that_attack_run_nothing_and_are_one_line_of_the_log(self):
+        client = self.connect()
+        self.server.wait_for("= open")
+        for attack in (*ATTACKS, self.server.token, f"x{self.server.token}x"):
+            with self.subTest(attack[:50]):
+                self.server.mark()
+                client.send(client_frame(TEXT, attack))
+                text = client.receive()
+                answer = json.loads(text)
+                self.assertEqual("unknown", answer["status"])
+                self.assertNotIn(self.server.token, text)
+                if self.server.token not in attack:
+                    self.assertEqual(attack[:200], answer["message"])
+                self.server.wait_for(" > unknown: ")
+                self.assertEqual(["<", ">"], [line.split(" ")[2] for line in self.server.lines()])
+                self.assertLess(max(map(len, self.server.lines())), 2500)
+        self.assertEqual([], self.sketch.calls())
+
+    def test_the_token_is_neither_logged_nor_answered(self):
+        token = self.server.token
+        self.sketch.mood(f"echo OK The token is {token}.")
+        client = self.connect()
+        self.assertNotIn(token, json.dumps(client.click("undo")))
+        self.sketch.mood(f"printf OK; head -c 5000 /dev/zero | tr '\\0' x; echo; echo {token}; exit 1")
+        self.assertNotIn(token, json.dumps(client.click("undo")))
+        self.request(head(f"/?token=x{token}")).file.read()
+        for header in ("Host", "Origin"):
+            self.request(head(self.server.target, **{header: token})).file.read()
+        self.server.wait_for("refused", 3)  # that it is not there is checked after each test
+
+    def test_what_a_script_prints_is_escaped_and_shortened_in_the_log(self):
+        self.sketch.mood(r"printf 'OK \033[2J\033]0;x\007\r\302\205\342\200\256 20:14:05 #1 < undo'")
+        self.assertIn("\x1b[2J", self.connect().click("undo")["output"])
+        self.server.wait_for(re.escape(r"> done: \x1b[2J"))
+        self.sketch.mood(f"printf '%s\\n' {'x ' * 3000}; exit 1")
+        self.connect().click("undo")
+        self.assertLess(len(self.server.wait_for("> failed: ")[0]), 500)
+
+    def test_only_text_is_taken(self):
+        for why, data in (
+            ("binary", client_frame(BINARY, "undo")),
+            ("fragments", client_frame(BINARY, "un", fin=False) + client_frame(0, "do")),
+        ):
+            with self.subTest(why), self.noticed_only_as("! closed 1003: "):
+                self.sketch.reset()
+                client = self.connect(client_frame(TEXT, "flip"), data)
+                self.assertIn("flip", client.receive())
+                self.assert_fails(client, 1003)
+                self.assertEqual([], self.sketch.calls())
+
+    def test_a_message_of_more_than_1_mib_is_closed_with_1009(self):
+        with self.noticed_only_as("! closed 1009: "):
+            client = self.connect(client_frame(TEXT, "x" * (1 << 20)))
+            self.assertEqual("x" * 200, json.loads(client.receive())["message"])
+            client.send(client_frame(TEXT, "x" * ((1 << 20) + 1))[:14])
+            self.assert_fails(client, 1009)
+
+
+class Stopping(BridgeTestCase):
+    setup = "STOP_TIMEOUT = CLOSE_TIMEOUT = 0.5"
+
+    def setUp(self):
+        super().setUp()
+        self.own = self.started(self.bundle, "--sketch", self.sketch.app, setup=self.setup)
+
+    def test_a_signal_closes_every_dialogue_with_1001_and_ends_with_0(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            server = self.started(self.bundle, "--sketch", self.sketch.app)
+            clients = [self.connect(server=server) for _ in range(3)]
+            server.process.send_signal(number)
+            for client in clients:
+                self.assertEqual((CLOSE, 1001), client.receive())
+                client.send(close_of(1001))
+                self.assertIsNone(client.receive())
+            server.stop()
+            self.assertFalse(os.path.exists(server.session_file))
+            self.assertEqual(3, len(server.lines("= closed 1001")))
+            with self.assertRaises(OSError):
+                self.request(server=server)
+
+    def test_the_script_that_runs_may_end_and_the_clicks_that_wait_are_dropped(self):
+        self.sketch.mood(HOLD)
+        client = self.connect(client_frame(TEXT, "undo"), client_frame(TEXT, "rotate"),
+                              server=self.own)
+        self.sketch.wait_for_calls(1)
+        self.own.process.send_signal(signal.SIGINT)
+        self.assertEqual((CLOSE, 1001), client.receive())  # while the script runs
+        self.sketch.say("OK Late.")
+        self.own.stop()
+        self.assertEqual(1, len(self.own.lines("> done: Late.")))
+        self.assertEqual([command_line(self.bundle, "undo")], self.sketch.calls())
+
+    def test_a_script_that_does_not_end_is_killed(self):
+        self.sketch.mood("sleep 30")
+        self.connect(client_frame(TEXT, "undo"), server=self.own)
+        self.sketch.wait_for_calls(1)
+        start = time.monotonic()
+        self.own.stop()
+        self.assertLess(time.monotonic() - start, 10)
+        self.assertEqual(1, len(self.own.lines("> failed: .*killed")))
+
+    def test_nobody_can_hold_it_up(self):
+        for client in (self.request(server=self.own), self.connect(server=self.own)):
+            client.send(b"\x81")  # and never anything again
+        start = time.monotonic()
+        self.own.stop()
+        self.assertLess(time.monotonic() - start, 10)
+
+
+# ---- What peers may do, and nobody else notices -------------------------------------------------
+
+
+class Faults(BridgeTestCase):
+    setup = "HEAD_TIMEOUT = 1; SEND_TIMEOUT = 1; CLOSE_TIMEOUT = 1"
+
+    def test_a_reset_at_every_stage(self):
+        opened, click = head(self.server.target), client_frame(TEXT, "undo")
+        for stage, data in (
+            ("before the head", b""), ("in the head", opened[:40]), ("after the head", opened),
+            ("in a frame's head", opened + click[:1]), ("in a masking-key", opened + click[:4]),
+            ("in a payload", opened + click[:-1]), ("after a click", opened + click),
+            ("between fragments", opened + client_frame(TEXT, "u", fin=False)),
+            ("after a Ping", opened + client_frame(PING)), ("after its Close", opened + GOODBYE),
+            ("after a refusal", head("/")), ("after an error", opened + b"\xff\xff"),
+        ):  # fmt: skip
+            for answered in {data.startswith(opened), False}:
+                with self.subTest(stage, answered=answered), \
+                        self.noticed_only_as("closed 1|refused 403"):
+                    client = self.request(data)
+                    if answered:
+                        client.response()
+                    client.close(reset=True)
+
+    def test_half_a_frame_then_silence_then_gone(self):
+        for why, data in (("a head", b"\x81"), ("a payload", client_frame(TEXT, "undo")[:-1]),
+                          ("a long one", client_frame(TEXT, "x" * 100_000)[:50_000]),
+                          ("a fragment", client_frame(TEXT, "undo", fin=False))):
+            with self.subTest(why), self.noticed_only_as("= closed 1006: gone") as witness:
+                client = self.connect(data)
+                self.assertEqual("done", witness.click("undo")["status"])
+                client.socket.shutdown(socket.SHUT_WR)
+                self.assertEqual([], client.rest())
+
+    def test_heads_that_come_slowly_are_refused_and_hinder_no_click(self):
+        with self.noticed_only_as(*["! refused 408: "] * 30) as witness:
+            start = time.monotonic()
+            waiting = {self.request().socket: iter(head(self.server.target)) for _ in range(30)}
+            while waiting:
+                self.assertLess(time.monotonic() - start, 10)
+                for peer in select.select(waiting, [], [], 0.1)[0]:
+                    self.assertRegex(peer.recv(9999), b"^HTTP/1.1 408 .*\r\nConnection: close\r\n")
+                    del waiting[peer]
+                for peer, rest in waiting.items():
+                    peer.send(bytes([next(rest)]))
+                clicked = time.monotonic()
+                self.assertEqual("done", witness.click("undo")["status"])
+                self.assertLess(time.monotonic() - clicked, 0.5)
+
+    def test_one_connection_too_many_is_refused_at_once_until_another_ends(self):
+        with contextlib.suppress(ImportError, ValueError, OSError):
+            import resource  # macOS gives a process 256 descriptors, and so this one too
+
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, 4096), limit))
+        with self.noticed_only_as(*["! refused 503: "] * 3) as witness:
+            clients = [self.connect() for _ in range(199)]
+            for _ in range(3):
+                client = self.request()  # has sent nothing
+                self.assertIn(" 503 ", client.response()[0])
+                self.assertRegex(client.file.read(), b"^[^\n]+\n$")
+            self.assertEqual("done", witness.click("undo")["status"])
+        accepted = head(self.server.target)
+        wait_until(lambda: " 101 " in self.request(accepted).response()[0])  # the witness has gone
+        for client in clients:
+            client.close()
+        self.server.wait_for("= closed 1006: gone", 199)
+
+    def test_a_client_that_never_reads_holds_up_nobody_else(self):
+        with self.noticed_only_as(*["= closed 1006: "] * 3) as witness:
+            for frame in (client_frame(TEXT, "x" * 200), client_frame(PING, bytes(125)),
+                          client_frame(TEXT, "undo")):
+                client = self.request()
+                client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.send(head(self.server.target))
+                client.socket.settimeout(0.1)
+                with contextlib.suppress(OSError):
+                    while True:
+                        client.send(frame * 500)
+            self.assertIn(witness.click("undo")["status"], ("done", "busy"))
+            self.server.wait_for("= closed 1006: ", 3)
+            wait_until(lambda: witness.click("undo")["status"] == "done")
+
+    def test_a_dialogue_that_does_not_answer_a_close_is_dropped(self):
+        with self.noticed_only_as("! closed 1002: "):
+            client = self.connect(b"\xff\xff")
+            self.assert_fails(client, 1002)
+
+    def test_nobody_reads_the_log(self):
+        start = [*PYTHON, f"{self.bundle}/Contents/Sketch/pebble_ws.py", "--port", "0", "--dry-run"]
+        with subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            while b"listening" not in (line := process.stdout.readline()):
+                self.assertTrue(line)
+            process.stdout.close()
+            session = re.search(r'(\d+), "token": "([^"]*)', read(self.server.session_file))
+            server = types.SimpleNamespace(port=int(session[1]), target=f"/?token={session[2]}")
+            client = self.connect(server=server)
+            self.assertEqual("dry run", client.click("undo")["status"])
+            process.terminate()
+            self.assertEqual((CLOSE, 1001), client.receive())
+            client.close()
+            self.assertEqual((b"", 0), (process.stderr.read(), process.wait()))
+
+
+def seed():
+    return os.environ.get("PEBBLE_SEED") or str(random.SystemRandom().randrange(10**9))
+
+
+class ARandomPeer(BridgeTestCase):
+    """Well-formed frames, whose answers are known, and then a fault of one kind or another."""
+
+    CASES = 50_000 if CI else 1_000
+
+    def test_whatever_it_sends_the_server_answers_by_the_rules_and_stays_clean(self):
+        self.seed = seed()
+        print(f"PEBBLE_SEED={self.seed}", file=sys.stderr)
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            list(pool.map(self.case, range(200)))
+            memory = self.server.memory()
+            list(pool.map(self.case, range(200, self.CASES)))
+        self.assertEqual("done", self.connect().click("undo")["status"])
+        self.assertLess(self.server.memory() - memory, 32 << 20)
+        self.assertEqual(1, len(self.sketch.calls()))
+
+    def case(self, number):
+        rng = random.Random(f"{self.seed}/{number}")
+        client = Client(self.server.port)
+        try:
+            (self.handshake if rng.random() < 0.3 else self.session)(rng, client)
+        except Exception as error:
+            raise AssertionError(f"case {number} of PEBBLE_SEED={self.seed}") from error
+        finally:
+            client.close(reset=rng.random() < 0.1)
+
+    def send(self, rng, client, data):
+        """Send it in pieces, cut anywhere."""
+        cuts = sorted(rng.randrange(len(data) + 1) for _ in range(rng.randrange(4)))
+        for start, end in zip([0, *cuts], [*cuts, len(data)]):
+            client.send(data[start:end])
+
+    def mutated(self, rng, data):
+        """Return it with some bytes changed, left out, repeated or put in."""
+        for _ in range(rng.randint(1, 4)):
+            at, size = rng.randrange(len(data) + 1), rng.randrange(12)
+            piece = rng.choice((b"", b"", data[at : at + size] * 2, rng.randbytes(size)))
+            data = data[:at] + piece + data[at + rng.randrange(size + 1) :]
+        return data
+
+    def handshake(self, rng, client):
+        origin = rng.choice((None, "null", "file://", "http://example.com"))
+        data = self.mutated(rng, head(self.server.target, Origin=origin))
+        self.send(rng, client, data)
+        client.socket.shutdown(socket.SHUT_WR)
+        lines = client.response()
+        if not lines:
+            self.assertNotIn(b"\r\n\r\n", data)  # it waited for the end of the head
+        elif " 101 " not in lines[0]:
+            self.assertRegex(lines[0], r"^HTTP/1\.1 (400|403|405|426|431) ")
+            self.assertRegex(client.file.read(), b"^[^\n]+\n$")
+        else:
+            self.assertTrue(data.startswith(f"GET {self.server.target} HTTP/1.".encode()))
+            self.assertLessEqual(set(re.findall(rb"(?im)^origin:\s*(.*?)\s*$", data)),
+                                 {b"null", b"file://"})
+            self.assertEqual(1, len(re.findall(rb"(?im)^host:\s*(?:localhost|127\.0\.0\.1)", data)))
+
+    def session(self, rng, client):
+        self.send(rng, client, head(self.server.target))
+        self.assertIn(" 101 ", client.response()[0])
+        data, answers = self.conversation(rng)
+        end = rng.choice((self.closed, self.failed, self.cut, self.noise, self.reset))
+        more, *last = end(rng)
+        self.send(rng, client, data + more)
+        if end == self.reset:
+            return
+        if end in (self.cut, self.noise):
+            client.socket.shutdown(socket.SHUT_WR)
+        received = [json.loads(answer)["message"] if isinstance(answer, str) else answer
+                    for answer in client.rest()]
+        self.assertEqual(answers, received[: len(answers)])
+        if end == self.noise:  # anything that a server may say, Close last
+            for answer in received[len(answers) : -1]:
+                self.assertTrue(isinstance(answer, str) or answer[0] == PONG, answer)
+        else:
+            self.assertEqual(last, received[len(answers) :])
+
+    def conversation(self, rng):
+        """Return frames and what they are answered with."""
+        data, answers = [], []
+        for _ in range(rng.randrange(6)):
+            text = "".join(rng.choice("aé€𐍈\n\0 ") for _ in range(rng.randrange(150)))
+            payload = text.encode()
+            cuts = sorted(rng.randrange(len(payload) + 1) for _ in range(rng.randrange(3)))
+            edges = [0, *cuts, len(payload)]
+            for number in range(len(edges) - 1):
+                if rng.random() < 0.3:
+                    ping = rng.randbytes(rng.randrange(126))
+                    data += client_frame(PING, ping, key=rng.randbytes(4)), client_frame(PONG, ping)
+                    answers.append((PONG, ping))
+                fragment = payload[edges[number] : edges[number + 1]]
+                opcode = CONTINUATION if number else TEXT
+                fin = number == len(edges) - 2
+                data.append(client_frame(opcode, fragment, fin, rng.randbytes(4)))
+            answers.append(text)
+        return b"".join(data), answers
+
+    def closed(self, rng):
+        code = rng.choice((1000, 1001, 3000, 4999))
+        return close_of(code) + rng.randbytes(rng.randrange(50)), (CLOSE, code)
+
+    def failed(self, rng):
+        errors = [*PROTOCOL_ERRORS, ("binary", 1003, client_frame(BINARY, "x"))]
+        errors += [("", 1007, client_frame(TEXT, bytes.fromhex(bad))) for bad in NOT_UTF8]
+        _, code, data = rng.choice(errors)
+        return data, (CLOSE, code)
+
+    def cut(self, rng):
+        whole = client_frame(TEXT, "x" * rng.choice((1, 125, 126, 70_000)))
+        return [whole[: rng.randrange(len(whole))]]
+
+    def noise(self, rng):
+        data = self.mutated(rng, self.conversation(rng)[0])
+        return [rng.choice((data, rng.randbytes(rng.randrange(200))))]
+
+    def reset(self, rng):
+        return self.cut(rng)
+
+
+# ---- Command line -------------------------------------------------------------------------------
+
+
+class CommandLine(TestCase):
+    """Each test has its own bundle and its own Sketch; nothing of this machine's is touched."""
+
+    def setUp(self):
+        self.folder = temporary_folder(self.addCleanup)
+        self.bundle = installed(self.folder)
+        self.elsewhere = f"{self.folder}/elsewhere"
+        os.mkdir(self.elsewhere)
+        self.sketch = StandInSketch(self.folder)
+        self.addCleanup(self.sketch.close)
+
+    def run_program(self, *arguments, program=None):
+        """Return exit status, standard output and standard error."""
+        program = program or f"{self.bundle}/Contents/Sketch/pebble_ws.py"
+        done = subprocess.run([*PYTHON, program, *arguments], capture_output=True, timeout=20,
+                              cwd=self.elsewhere)
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    def assert_refused(self, *arguments, words=(), **options):
+        """Check for one line on standard error, with these words, and exit status 1."""
+        status, output, error = self.run_program(*arguments, **options)
+        self.assertEqual((1, "", 1), (status, output, error.count("\n")), error)
+        for word in words:
+            self.assertIn(word, error)
+
+    def test_version_and_help(self):
+        status, output, error = self.run_program("--version")
+        self.assertEqual((0, f"pebble_ws.py {manifest()['version']}\n", ""), (status, output, error))
+        status, output, error = self.run_program("--help")
+        self.assertEqual((0, ""), (status, error))
+        for option in ("--port", "--sketch", "--dry-run", "--install", "--version", "--help"):
+            self.assertIn(option, output)
+
+    def test_bad_arguments_are_told_with_the_usage(self):
+        for arguments in (["--port", "x"], ["--port", "65536"], ["--port", "-1"], ["--port"],
+                          ["--nonsense"], ["rotate"], ["--install", "a", "b"]):
+            with self.subTest(arguments), contextlib.redirect_stderr(io.StringIO()) as error:
+                with self.assertRaises(SystemExit) as exit_:
+                    pebble_ws.main(arguments)
+                self.assertEqual(2, exit_.exception.code)
+                self.assertTrue(error.getvalue().startswith("usage: pebble_ws.py"))
+
+    def test_what_is_no_sketch_is_refused(self):
+        os.makedirs(f"{self.folder}/Empty.app/Contents/MacOS")
+        os.rename(self.sketch.app, f"{self.folder}/Sketch")
+        for app in ("nonsense", f"{self.folder}/No.app", f"{self.folder}/Empty.app", self.folder,
+                    f"{self.folder}/Sketch", "/", ""):
+            with self.subTest(app):
+                self.assert_refused("--port", "0", "--sketch", app, words=[app])
+
+    def test_importing_it_starts_nothing(self):
+        code = "import threading, pebble_ws; print(threading.active_count())"
+        done = subprocess.run([*PYTHON, "-c", code], cwd=f"{self.bundle}/Contents/Sketch",
+                              capture_output=True)
+        self.assertEqual((b"1\n", b""), (done.stdout, done.stderr))
+        self.assertFalse(os.path.exists(f"{self.bundle}/Contents/Resources/session.js"))
+
+    def test_a_second_server_on_the_port_leaves_the_first_and_its_session_alone(self):
+        server = self.started(self.bundle, "--dry-run")
+        port = str(server.port)
+        self.assert_refused("--port", port, "--dry-run", words=[port, "--port"])
+        self.assertEqual(server.session, read(server.session_file))
+        self.assertEqual("dry run", self.connect(server=server).click("undo")["status"])
+
+    def test_a_port_may_be_chosen(self):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        server = self.started(self.bundle, "--dry-run", "--port", str(port))
+        self.assertEqual(port, server.port)
+
+    def test_a_session_file_that_cannot_be_written_is_told(self):
+        resources = f"{self.bundle}/Contents/Resources"
+        os.mkdir(f"{resources}/session.js")
+        self.assert_refused("--port", "0", "--dry-run", words=[f"{resources}/session.js"])
+        self.assertEqual([], [name for name in os.listdir(resources) if "session.js." in name])
+        shutil.rmtree(resources)
+        self.assert_refused("--port", "0", "--dry-run", words=[f"{resources}/session.js"])
+
+    def test_a_plugin_that_cannot_be_found_is_told(self):
+        alone = shutil.copy(PROGRAM, self.folder)
+        self.assert_refused("--port", "0", "--dry-run", program=alone, words=["pebble.sketchplugin"])
+
+    @unittest.skipIf(os.geteuid() == 0, "to root, no folder is read-only")
+    def test_a_read_only_folder_is_told_where_something_must_be_written(self):
+        for path, _, _ in os.walk(self.bundle):
+            os.chmod(path, 0o555)
+            self.addCleanup(os.chmod, path, 0o755)
+        self.assert_refused("--port", "0", "--dry-run", words=["session.js"])
+        self.assertEqual(0, self.run_program("--version")[0])
+        os.chmod(self.folder, 0o555)
+        self.addCleanup(os.chmod, self.folder, 0o755)
+        self.assert_refused("--install", self.folder, program=PROGRAM, words=[self.folder])
+
+    def test_a_dry_run_runs_nothing_and_says_so(self):
+        for why, arguments, setup in (
+            ("asked for", ["--dry-run", "--sketch", self.sketch.app], ""),
+            ("not on macOS", [], "sys.platform = 'linux'"),
+        ):
+            with self.subTest(why):
+                server = self.started(self.bundle, *arguments, setup=setup)
+                self.assertIn("dry run", server.first_lines[0].lower())
+                self.assertIn("pebble-dialogue.html", "\n".join(server.first_lines))
+                answer = self.connect(server=server).click("rotate")
+                self.assertEqual("dry run", answer["status"])
+                self.assertIn("rotate", answer["output"])
+        self.assertEqual([], self.sketch.calls())
+
+    def macos(self, *apps):
+        """Start a server on what it takes for macOS, where mdfind finds these applications."""
+        mdfind = f"{self.folder}/bin/mdfind"
+        os.makedirs(os.path.dirname(mdfind), exist_ok=True)
+        found = " ".join(map(shlex.quote, apps))
+        write(mdfind, f"#!/bin/sh\n[ $# = 1 ] && printf '%s\\n' {found}\n" if apps else "#!/bin/sh\n")
+        os.chmod(mdfind, 0o755)
+        path = f"{self.folder}/bin:{os.environ['PATH']}"
+        return self.started(self.bundle, setup="sys.platform = 'darwin'",
+                            env={**os.environ, "PATH": path})
+
+    @unittest.skipIf(os.path.exists("/Applications/Sketch.app"), "this Mac has Sketch")
+    def test_on_a_mac_without_sketch_it_warns_and_fails_each_click_with_the_remedy(self):
+        server = self.macos()
+        self.assertIn("--sketch", next(line for line in server.first_lines if " ! " in line))
+        answer = self.connect(server=server).click("rotate")
+        self.assertEqual("failed", answer["status"])
+        self.assertIn("--sketch", answer["output"])
+
+    def test_the_newest_sketch_that_macos_knows_is_used_wherever_its_tool_is(self):
+        apps = []
+        for name, version, tool in (
+            ("with an old tool", "99", "MacOS/sketchtool"),
+            ("ä newest", "100.1", "Resources/sketchtool/bin/sketchtool"),
+            ("newer", "100", "MacOS/sketchtool"),
+            ("of no version", None, "MacOS/sketchtool"),
+        ):
+            apps.append(StandInSketch(f"{self.folder}/{name}", tool, version))
+            self.addCleanup(apps[-1].close)
+        server = self.macos(f"{self.folder}/Gone.app", *(sketch.app for sketch in apps))
+        self.assertEqual("done", self.connect(server=server).click("rotate")["status"])
+        self.assertEqual([0, 1, 0, 0], [len(sketch.calls()) for sketch in apps])
+
+    def test_install_copies_the_plugin_with_the_server_over_an_earlier_copy(self):
+        folder = f"{self.folder}/in ä 'folder'"
+        copy = f"{folder}/pebble.sketchplugin"
+        os.makedirs(f"{copy}/Contents/Old")
+        write(f"{self.bundle}/Contents/Resources/session.js", "another's secret")
+        status, output, error = self.run_program("--install", folder)
+        self.assertEqual((0, ""), (status, error))
+        self.assertIn(copy, output)
+        self.assertEqual(["pebble.sketchplugin"], os.listdir(folder))
+        files = {os.path.relpath(f"{path}/{name}", copy)
+                 for path, _, names in os.walk(copy) for name in names}
+        expected = {os.path.relpath(f"{path}/{name}", PLUGIN)
+                    for path, _, names in os.walk(PLUGIN) for name in names}
+        self.assertEqual(expected - {"Contents/Resources/session.js"}, files - {"Contents/Sketch/pebble_ws.py"})
+        self.assertEqual(read(PROGRAM), read(f"{copy}/Contents/Sketch/pebble_ws.py"))
+
+    def test_install_refuses_what_would_not_work(self):
+        before = sorted(os.listdir(f"{self.bundle}/Contents/Sketch"))
+        os.symlink(self.folder, f"{self.folder}/link")
+        for why, folder in (("missing", f"{self.folder}/missing"), ("empty", ""),
+                            ("over itself", self.folder), ("by a link", f"{self.folder}/link"),
+                            ("into itself", f"{self.bundle}/Contents"), ("a file", PROGRAM)):
+            with self.subTest(why):
+                self.assert_refused("--install", folder, words=[folder])
+        self.assertEqual(before, sorted(os.listdir(f"{self.bundle}/Contents/Sketch")))
+        self.assertEqual([], os.listdir(self.elsewhere))
+
+    def test_install_goes_to_sketchs_folder_by_default(self):
+        plugins = f"{self.folder}/Library/Application Support/com.bohemiancoding.sketch3/Plugins"
+        with mock.patch.dict(os.environ, HOME=self.folder), \
+                contextlib.redirect_stderr(io.StringIO()) as error:
+            self.assertEqual(1, pebble_ws.main(["--install"]))
+        self.assertIn(plugins, error.getvalue())
+        os.makedirs(plugins)
+        with mock.patch.dict(os.environ, HOME=self.folder), \
+                contextlib.redirect_stdout(io.StringIO()) as printed:
+            self.assertEqual(0, pebble_ws.main(["--install"]))
+        self.assertIn(f"{plugins}/pebble.sketchplugin", printed.getvalue())
+
+    def test_a_copy_of_what_is_read_only_can_be_written(self):
+        source, target = f"{self.folder}/read-only", f"{self.folder}/target"
+        shutil.copytree(PLUGIN, f"{source}/plugin/pebble.sketchplugin")
+        shutil.copy(PROGRAM, source)
+        os.mkdir(target)
+        for path, _, files in os.walk(source):
+            for name in files:
+                os.chmod(f"{path}/{name}", 0o444)
+            os.chmod(path, 0o555)
+            self.addCleanup(os.chmod, path, 0o755)
+        for _ in range(2):
+            arguments = ("--install", target)
+            status, _, error = self.run_program(*arguments, program=f"{source}/pebble_ws.py")
+            self.assertEqual((0, ""), (status, error))
+        for path, _, _ in os.walk(target):
+            self.assertEqual(0o700, stat.S_IMODE(os.stat(path).st_mode) & 0o700)
+        self.started(f"{target}/pebble.sketchplugin", "--dry-run")
+
+
+# ---- The plugin's scripts -----------------------------------------------------------------------
+
+
+JSC = "/System/Library/Frameworks/JavaScriptCore.framework/Versions/Current/Helpers/jsc"
+ENGINES = [path for path in map(shutil.which, ("node", "jsc", JSC)) if path]
+
+
+@unittest.skipUnless(ENGINES or CI, "the plugin's scripts need an engine, jsc or node")
+class PluginScripts(TestCase):
+    def run_js(self, engine, *arguments):
+        return subprocess.run([engine, f"{TESTS}/run.js", *arguments], capture_output=True,
+                              timeout=60, encoding="utf-8")
+
+    def test_there_is_an_engine(self):
+        self.assertTrue(ENGINES)
+
+    def test_they_do_in_a_model_of_sketch_what_they_must(self):
+        for engine in ENGINES:
+            with self.subTest(engine):
+                done = self.run_js(engine)
+                *lines, last = done.stdout.splitlines()
+                self.assertEqual([], [line for line in lines if not line.startswith("ok ")])
+                self.assertEqual((f"{len(lines)} passed, 0 failed", 0, ""),
+                                 (last, done.returncode, done.stderr))
+
+    def test_the_starting_information_works_as_it_stands_in_a_shell(self):
+        for engine in ENGINES:
+            folder = f"{temporary_folder(self.addCleanup)}/a 'b' \"c\" $HOME `d` ü"
+            if "jsc" not in engine:  # which takes a path for a URL
+                folder += "\\ \n"
+            os.mkdir(folder)
+            bundle, sketch = installed(folder), StandInSketch(folder)
+            self.addCleanup(sketch.close)
+            python3 = f"{folder}/python3"  # takes any free port, where the command says none
+            write(python3, f"#!/bin/sh\nexec {shlex.join(PYTHON)} \"$@\" --port 0\n")
+            os.chmod(python3, 0o755)
+            with self.subTest(engine):
+                done = self.run_js(engine, "--", "starting-information", bundle, sketch.app)
+                self.assertEqual(0, done.returncode, done.stderr)
+                server = self.started(
+                    bundle, command=["sh", "-c", f"exec {done.stdout}"],
+                    env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"},
+                )  # fmt: skip
+                self.assertEqual("done", self.connect(server=server).click("rotate")["status"])
+                self.assertEqual([command_line(bundle, "rotate")], sketch.calls())
+
+
+if __name__ == "__main__":
+    unittest.main()
