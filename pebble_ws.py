@@ -479,16 +479,17 @@ def run_sketchtool(arguments: list[str], seconds_left) -> tuple[str, str]:
         process = subprocess.Popen(arguments, bufsize=0, start_new_session=True, **pipes)
     except (OSError, ValueError) as error:
         raise UserError(f"{arguments[0]} cannot be started: {error}.") from None
-    output, status = b"", None
-    with process.stdout, suppress(subprocess.TimeoutExpired):
+    output, status, pause = b"", None, 0.00005
+    with process.stdout:
         while status is None and seconds_left() > 0:
             # Its output ends when it does, unless a child of its own goes on: look now and then.
             if not select.select([process.stdout], [], [], 0.1)[0]:
                 status = process.poll()
             elif received := process.stdout.read(RECEIVE_SIZE):
                 output = (output + received)[-RECEIVE_SIZE:]
-            else:
-                status = process.wait(max(seconds_left(), 0))
+            elif (status := process.poll()) is None:
+                time.sleep(pause)  # it ends any moment: wait(timeout) would start with 0.5 ms
+                pause = min(2 * pause, 0.1)
     if status is None:
         with suppress(OSError):  # it ends at this moment
             os.killpg(process.pid, signal.SIGKILL)
