@@ -266,13 +266,14 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Start the closing handshake (7.1.2), from any thread. Raise as send, or ValueError."""
         self._write(close_frame(code, reason), closing=code)
+        self._close_timer = threading.Timer(CLOSE_TIMEOUT, self._drop)
         self._close_timer.start()
 
     def setup(self) -> None:
         self._writing = threading.Lock()
         self._gathering, self._gathered = False, []  # frames that leave together, while more come
         self._closing = None  # the code of the Close that was sent
-        self._close_timer = threading.Timer(CLOSE_TIMEOUT, self._drop)
+        self._close_timer = None
 
     def handle(self) -> None:
         """Live the life of the connection; what ends it is decided here."""
@@ -391,7 +392,8 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
 
         Bytes that nobody reads make the kernel send a reset, which can overtake our Close.
         """
-        self._close_timer.cancel()
+        if self._close_timer:
+            self._close_timer.cancel()
         deadline = time.monotonic() + CLOSE_TIMEOUT
         with suppress(OSError):  # it has gone, or sends on when the time is over
             self.request.shutdown(socket.SHUT_WR)
