@@ -26,6 +26,7 @@ import os
 import queue
 import re
 import select
+import signal
 import socket
 import socketserver
 import struct
@@ -484,14 +485,14 @@ def run_sketchtool(arguments: list[str], seconds_left) -> tuple[str, str]:
     output, status, pause = b"", None, 0.00005
     with process.stdout:
         while status is None and seconds_left() > 0:
+            status = process.poll()  # before reading: what it printed is in the pipe by then
             # Its output ends when it does, unless a child of its own goes on: look now and then.
-            if not select.select([process.stdout], [], [], 0.1)[0]:
-                status = process.poll()
-            elif received := process.stdout.read(RECEIVE_SIZE):
+            if select.select([process.stdout], [], [], 0.1 if status is None else 0)[0]:
+                received = process.stdout.read(RECEIVE_SIZE)
                 output = (output + received)[-RECEIVE_SIZE:]
-            elif (status := process.poll()) is None:
-                time.sleep(pause)  # it ends any moment: wait(timeout) would start with 0.5 ms
-                pause = min(2 * pause, 0.1)
+                if not received and status is None:
+                    time.sleep(pause)  # it ends any moment: wait(timeout) would start with 0.5 ms
+                    pause = min(2 * pause, 0.1)
     if status is None:
         with suppress(OSError):  # it ends at this moment
             os.killpg(process.pid, signal.SIGKILL)
@@ -554,7 +555,7 @@ class DialogueHandler(WebSocketHandler):
         self.log(">", f"{status}: {output}", end)
         message, output = map(self.bridge.without_token, (message, output))
         answer = {"message": message[:200], "status": status, "output": output[-MAX_OUTPUT:]}
-        return json.dumps(answer, ensure_ascii=False)
+        return json.dumps(answer)
 
     def without_waiting(self, method, argument) -> None:
         """Send or close from another thread. A dialogue that does not read is dropped instead."""
@@ -573,7 +574,7 @@ class Bridge:
     """What all dialogues share: the token, the log, and Sketch, which runs one script at a time."""
 
     def __init__(self, app: str | None, dry_run: bool) -> None:
-        self.app, self.dry_run, self.session = app, dry_run, ""
+        self.app, self.dry_run = app, dry_run
         self.token = secrets.token_urlsafe(32)
         self.numbers = itertools.count(1)
         self.dialogues: set[DialogueHandler] = set()
@@ -581,7 +582,6 @@ class Bridge:
         self.room = threading.Semaphore(1 + MAX_WAITING)
         self.runner = threading.Thread(target=self.run_clicks, daemon=True)
         self.stop_time = float("inf")  # when whatever runs is killed
-        self.servers: list[WebSocketServer] = []
 
     def without_token(self, text: str) -> str:
         return text.replace(self.token, "[token]")
@@ -592,8 +592,11 @@ class Bridge:
         text = text if len(text) <= 200 else f"{text[:199]}…"
         if not text.isprintable():
             text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-        with suppress(OSError, ValueError):  # nobody reads it any more
-            sys.stdout.write(f"{time.strftime('%H:%M:%S')} {direction} {text}{end}\n")
+        self.print(f"{time.strftime('%H:%M:%S')} {direction} {text}{end}")
+
+    def print(self, line: str) -> None:
+        with suppress(OSError, ValueError, AttributeError):  # nobody reads it, or ever did
+            sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
 
     def run_clicks(self) -> None:
@@ -625,7 +628,7 @@ class Bridge:
     def start(self, servers: list[WebSocketServer]) -> None:
         """Let dialogues in, and say what clicks will do. Raise UserError if they cannot find us."""
         self.app = self.app or (None if self.dry_run else find_sketch())
-        port = servers[0].server_address[1]
+        self.servers, port = servers, servers[0].server_address[1]
         session = json.dumps({"port": port, "token": self.token})
         self.session = f"window.pebbleSession = {session};\n"
         partial = f"{SESSION}.{os.getpid()}"
@@ -639,10 +642,10 @@ class Bridge:
             remedy = "Keep pebble_ws.py in the plugin or beside plugin/, where you may write."
             raise UserError(f"{SESSION} cannot be written: {error.strerror}. {remedy}") from None
         if self.dry_run:
-            print("Dry run: no script runs; a click is answered with what Sketch would run.")
-            print(f"To try it, open {RESOURCES}/pebble-dialogue.html in a browser.")
+            self.print("Dry run: no script runs; a click is answered with what Sketch would run.")
+            self.print(f"To try it, open {RESOURCES}/pebble-dialogue.html in a browser.")
         elif self.app:
-            print(f"Scripts run in {self.app}.")
+            self.print(f"Scripts run in {self.app}.")
         else:
             self.log("!", NO_SKETCH)
         for message in SCRIPTS:
@@ -654,8 +657,7 @@ class Bridge:
         for server in servers:
             server.bridge = self
             threading.Thread(target=server.serve_forever, args=(0.2,), daemon=True).start()
-            self.servers.append(server)
-        print(f"listening on ws://localhost:{port} (Ctrl-C stops it)", flush=True)
+        self.print(f"listening on ws://localhost:{port} (Ctrl-C stops it)")
 
     def stop(self) -> None:
         """Close all connections; let the script that is running end, see STOP_TIMEOUT."""
@@ -672,8 +674,7 @@ class Bridge:
         deadline = time.monotonic() + CLOSE_TIMEOUT
         while self.dialogues and time.monotonic() < deadline:
             time.sleep(0.01)
-        if self.runner.is_alive():
-            self.runner.join()
+        self.runner.join(STOP_TIMEOUT + 1)
 
 
 # ---- Command line -------------------------------------------------------------------------------
@@ -715,24 +716,21 @@ def serve(port: int, app: str | None, dry_run: bool) -> None:
         app = os.path.abspath(app)
         if not (app.endswith(".app") and sketchtool(app)):
             raise UserError(f"{app} is no Sketch application. Name the path of Sketch.app.")
+    stops: list[int] = []  # a handler that raised could itself be interrupted by a signal
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: stops.append(number))
     servers = listen(port)
-    global json, secrets, signal, subprocess  # this late, because they take their time
+    global json, secrets, subprocess  # this late, because they take their time
     import json
     import secrets
-    import signal
     import subprocess
 
     dry_run = dry_run or not app and sys.platform != "darwin"  # Sketch is for macOS only
     bridge = Bridge(app, dry_run)
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
         bridge.start(servers)
-        while True:
-            time.sleep(0.2)  # with an end, because not every signal wakes this thread
-    except KeyboardInterrupt:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        while not stops:
+            time.sleep(0.1)
         bridge.stop()
     finally:
         for server in servers:
