@@ -362,18 +362,17 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
     def _receive(self) -> bytes:
         if self._gathering:
             self._gathering = False
-            if self._gathered:
-                self._write(b"")  # nothing stays unsent while the peer is waited for
+            self._write(b"")  # nothing stays unsent while the peer is waited for
         if received := self.request.recv(RECEIVE_SIZE):
             return received
         raise ConnectionError("gone without a Close")
 
     def _write(self, data: bytes, closing: int | None = None) -> None:
-        """Send a frame, or keep it while others may join it; a Close, with its code, at once."""
+        """Send a frame, or keep it while others may join it; a Close, or nothing, at once."""
         with self._writing:
-            if self._closing:
+            if self._closing and data:
                 raise ConnectionError("nothing follows a Close")  # (5.5.1)
-            self._closing = closing
+            self._closing = self._closing or closing
             if self._gathering and not closing and len(data) < MAX_GATHERED > len(self._gathered):
                 return self._gathered.append(data)
             if self._gathered:
@@ -421,7 +420,7 @@ class WebSocketServerIPv6(WebSocketServer):
 # ---- Scripts ------------------------------------------------------------------------------------
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-INSTALLED = os.path.isfile(f"{HERE}/manifest.json")
+INSTALLED = HERE.endswith(".sketchplugin/Contents/Sketch")
 BUNDLE = HERE[: -len("/Contents/Sketch")] if INSTALLED else f"{HERE}/plugin/pebble.sketchplugin"
 RESOURCES = f"{BUNDLE}/Contents/Resources"
 SESSION = f"{RESOURCES}/session.js"
@@ -456,8 +455,8 @@ def find_sketch() -> str | None:
     command = ["mdfind", "kMDItemCFBundleIdentifier == 'com.bohemiancoding.sketch3'"]
     found, versions = "", {}
     with suppress(OSError, subprocess.SubprocessError):
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
-    for app in filter(sketchtool, found.splitlines() or ["/Applications/Sketch.app"]):
+        found = os.fsdecode(subprocess.run(command, capture_output=True, timeout=10).stdout)
+    for app in filter(sketchtool, [*found.splitlines(), "/Applications/Sketch.app"]):
         versions[app] = []
         with suppress(Exception), open(f"{app}/Contents/Info.plist", "rb") as file:
             versions[app] = list(map(int, plistlib.load(file)["CFBundleVersion"].split(".")))
@@ -639,7 +638,7 @@ class Bridge:
         except OSError as error:
             with suppress(OSError):
                 os.remove(partial)
-            remedy = "Keep pebble_ws.py in the plugin or beside plugin/, where you may write."
+            remedy = "Make its folder writable, or install the plugin with --install."
             raise UserError(f"{SESSION} cannot be written: {error.strerror}. {remedy}") from None
         if self.dry_run:
             self.print("Dry run: no script runs; a click is answered with what Sketch would run.")
@@ -700,6 +699,8 @@ def main(argv: list[str] | None = None) -> int:
     if not 0 <= options.port <= 65_535:
         parser.error("--port takes a number from 0 to 65535")
     try:
+        if not os.path.isdir(BUNDLE):
+            raise UserError(f"There is no {BUNDLE}. Keep pebble_ws.py beside the folder plugin/.")
         if options.install is not None:
             install(os.path.expanduser(options.install))
         else:
@@ -774,6 +775,7 @@ def install(folder: str) -> None:
             shutil.rmtree(target)
         os.rename(partial, target)
     except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{target} cannot be written: {error}.") from None
     print(f"Copied {BUNDLE}\nwith {os.path.abspath(__file__)}\nto {target}.")
     print("Next, in Sketch: Plugins ▸ websocket ▸ webservice-starting-information.")
