@@ -481,7 +481,7 @@ def run_sketchtool(arguments: list[str], seconds_left) -> tuple[str, str]:
         process = subprocess.Popen(arguments, bufsize=0, start_new_session=True, **pipes)
     except (OSError, ValueError) as error:
         raise UserError(f"{arguments[0]} cannot be started: {error}.") from None
-    output, status, pause = b"", None, 0.00005
+    output, status, pause = b"", None, 0
     with process.stdout:
         while status is None and seconds_left() > 0:
             status = process.poll()  # before reading: what it printed is in the pipe by then
@@ -491,7 +491,7 @@ def run_sketchtool(arguments: list[str], seconds_left) -> tuple[str, str]:
                 output = (output + received)[-RECEIVE_SIZE:]
                 if not received and status is None:
                     time.sleep(pause)  # it ends any moment: wait(timeout) would start with 0.5 ms
-                    pause = min(2 * pause, 0.1)
+                    pause = min(2 * pause or 0.00005, 0.1)
     if status is None:
         with suppress(OSError):  # it ends at this moment
             os.killpg(process.pid, signal.SIGKILL)
