@@ -558,7 +558,7 @@ class DialogueHandler(WebSocketHandler):
 
     def without_waiting(self, method, argument) -> None:
         """Send or close from another thread. A dialogue that does not read is dropped instead."""
-        with suppress(ConnectionError, ValueError):  # it has gone
+        with suppress(OSError, ValueError):  # it has gone, or goes at this moment
             if select.select([], [self.request], [], 0)[1]:
                 method(argument)
             else:
@@ -651,7 +651,7 @@ class Bridge:
             try:
                 find_command(message)
             except UserError as error:
-                self.log("!", f"{message}: {error}")
+                self.log("!", message, f": {error}")
         self.runner.start()
         for server in servers:
             server.bridge = self
