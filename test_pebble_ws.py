@@ -9,13 +9,17 @@ of the log, an answer, or a state, all with an end. What needs a JavaScript engi
 skipped, with the reason, where there is none, and required where CI is set.
 """
 
+import base64
 import concurrent.futures
 import contextlib
+import functools
 import html.parser
+import http.server
 import io
 import itertools
 import json
 import os
+import pathlib
 import plistlib
 import queue
 import random
@@ -34,6 +38,8 @@ import threading
 import time
 import types
 import unittest
+import urllib.error
+import urllib.request
 from unittest import mock
 
 import pebble_ws
@@ -191,7 +197,7 @@ class Server:
             command or [*start, "--port", "0", *arguments],
             stdout=subprocess.PIPE, stderr=self.errors, encoding="utf-8", **options,
         )  # fmt: skip
-        self.log, self.start, self.printed = [], 0, threading.Condition()
+        self.log, self.came, self.start, self.printed = [], [], 0, threading.Condition()
         self.reader = threading.Thread(target=self._read)
         self.reader.start()
         try:
@@ -210,6 +216,7 @@ class Server:
         for line in self.process.stdout:
             with self.printed:
                 self.log.append(line.rstrip("\n"))
+                self.came.append(time.monotonic())
                 self.printed.notify()
         with self.printed:
             self.log.append(None)
@@ -221,15 +228,22 @@ class Server:
     def lines(self, pattern=""):
         return [line for line in self.log[self.start :] if line and re.search(pattern, line)]
 
-    def wait_for(self, pattern, count=1):
+    def times(self, pattern):
+        """Return when the lines came that have the pattern, in seconds."""
+        return [at for at, line in zip(self.came, self.log) if line and re.search(pattern, line)]
+
+    def wait_for(self, pattern, count=1, seconds=15):
         """Return the lines that have the pattern, once there are so many."""
+        found, at, deadline = [], self.start, time.monotonic() + seconds
         with self.printed:
-            self.printed.wait_for(
-                lambda: len(self.lines(pattern)) >= count or None in self.log, 15
-            )
-        if len(lines := self.lines(pattern)) < count:
-            raise AssertionError(f"no {pattern} in {self.lines()[-30:]}; {self.stderr()}")
-        return lines
+            while True:
+                new, at = self.log[at:], len(self.log)
+                found += [line for line in new if line and re.search(pattern, line)]
+                if len(found) >= count:
+                    return found
+                if None in new or not self.printed.wait(deadline - time.monotonic()):
+                    last = self.log[self.start :][-30:]
+                    raise AssertionError(f"no {pattern} in {last}; {self.stderr()}")
 
     def counts(self):
         """Return how many threads and descriptors it has; 0 where the system does not say."""
@@ -1358,13 +1372,12 @@ class Stopping(BridgeTestCase):
         self.assertEqual(1, len(server.lines("> failed: .*killed")))
 
     def test_dialogues_may_close_at_the_same_moment(self):
-        for _ in range(3):
-            server = self.own_server()
-            clients = [self.connect(server=server) for _ in range(60)]
-            server.process.terminate()
-            for client in clients:
-                client.close()
-            server.stop()
+        server = self.own_server()
+        clients = [self.connect(server=server) for _ in range(100)]
+        server.process.terminate()
+        for client in clients:
+            client.close()
+        server.stop()
 
     def test_nobody_can_hold_it_up(self):
         server = self.own_server()
@@ -1445,19 +1458,24 @@ class Faults(BridgeTestCase):
         self.server.wait_for("= closed 1006: gone", 199)
 
     def test_a_client_that_never_reads_holds_up_nobody_else(self):
-        with self.noticed_only_as(*["= closed 1006: "] * 3) as witness:
-            for frame in (client_frame(TEXT, "\0" * 200), client_frame(PING, bytes(125)),
-                          client_frame(TEXT, "undo")):
-                client = self.request()
-                client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-                client.send(head(self.server.target))
-                client.socket.settimeout(0.1)
-                with contextlib.suppress(OSError):
-                    while True:
-                        client.send(frame * 500)
-            self.assertIn(witness.click("undo")["status"], ("done", "busy"))
-            self.server.wait_for("= closed 1006: ", 3)
-            wait_until(lambda: witness.click("undo")["status"] == "done")
+        def flood(client, frame):
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    client.send(frame * 100)
+
+        frames = (client_frame(TEXT, "\0" * 200), client_frame(PING, bytes(125)))
+        with self.noticed_only_as(*["= closed 1006: "] * 2) as witness:
+            self.sketch.mood(HOLD)
+            clients = [self.connect(client_frame(TEXT, "undo")) for _ in frames]
+            sockets = [client.socket for client in clients]
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                pool.map(flood, clients, frames)
+                wait_until(lambda: not select.select([], sockets, [], 0.3)[1])  # both are stuck
+                start = time.monotonic()
+                self.sketch.reset()
+                self.sketch.say("OK")
+                self.assertEqual("done", witness.click("undo")["status"])
+                self.assertLess(time.monotonic() - start, 0.5)
 
     def test_dialogues_that_go_before_their_answers_come(self):
         with self.noticed_only_as(*["closed 1"] * 50):
@@ -1859,6 +1877,885 @@ class PluginScripts(TestCase):
                 )  # fmt: skip
                 self.assertEqual("done", self.connect(server=server).click("rotate")["status"])
                 self.assertEqual([command_line(bundle, "rotate")], sketch.calls())
+
+
+# ---- The dialogue, in browsers (https://www.w3.org/TR/webdriver/) -------------------------------
+
+WPE = "/usr/lib/x86_64-linux-gnu/wpe-webkit-1.1/MiniBrowser"
+BROWSERS = {  # engine: (driver, browser, capabilities for a profile folder)
+    "Chromium": ("chromedriver", "/usr/bin/chromium", lambda profile: {
+        "browserName": "chrome",
+        "goog:chromeOptions": {"binary": "/usr/bin/chromium", "args": [
+            "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+            "--disable-component-update", "--no-first-run", f"--user-data-dir={profile}"]}}),
+    "WPE WebKit": ("WPEWebDriver", WPE, lambda profile: {
+        "browserName": "MiniBrowser",
+        "wpe:browserOptions": {"binary": WPE, "args": ["--automation", "--headless"]}}),
+}
+ENTER, TAB, SPACE, LEFT, RIGHT, SHIFT = "\ue007", "\ue004", " ", "\ue012", "\ue014", "\ue008"
+BACKSPACE = "\ue003"
+SELECT_ALL = "arguments[0].focus(); arguments[0].select()"
+
+
+class NoBrowser(Exception):
+    pass
+
+
+class Browser:
+    """One browser window, driven by WebDriver: JSON over HTTP."""
+
+    def __init__(self, engine):
+        driver, binary, capabilities = BROWSERS[engine]
+        for program in (driver, binary):
+            if not shutil.which(program):
+                raise NoBrowser(f"{engine} needs {program}")
+        self.engine = engine
+        self.profile = tempfile.mkdtemp(prefix="pebble-browser-")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.driver = subprocess.Popen(  # in a process group of its own, with all that it starts
+            [driver, f"--port={port}"], start_new_session=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, "HOME": self.profile, "XDG_CACHE_HOME": self.profile,
+                 "XDG_DATA_HOME": self.profile, "XDG_CONFIG_HOME": self.profile})
+        self.address = ("127.0.0.1", port)
+        self.url = f"http://127.0.0.1:{port}/session"
+        try:
+            wait_until(self.driver_listens)
+            wanted = {"alwaysMatch": capabilities(self.profile)}
+            session = self.call("POST", "", {"capabilities": wanted})
+            self.url += "/" + session["sessionId"]
+        except BaseException:
+            self.kill()
+            raise
+
+    def driver_listens(self):
+        try:
+            socket.create_connection(self.address).close()
+            return True
+        except ConnectionRefusedError:
+            return False
+
+    def call(self, method, path, body=None):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            self.url + path, data, {"Content-Type": "application/json"}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return json.load(response)["value"]
+        except urllib.error.HTTPError as error:
+            with error:
+                raise AssertionError(f"{self.engine}: {error.read().decode()}") from None
+
+    def close(self):
+        try:
+            self.call("DELETE", "")
+        finally:
+            self.kill()
+
+    def kill(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.driver.pid, signal.SIGKILL)
+        self.driver.wait()
+        shutil.rmtree(self.profile, ignore_errors=True)
+
+    def open(self, url):
+        self.call("POST", "/url", {"url": url})
+        found = self.execute("return location.href")
+        if found != url:  # WebKit does not tell
+            raise AssertionError(f"{self.engine} opened {found} instead of {url}")
+
+    def execute(self, script, *arguments):
+        return self.call("POST", "/execute/sync", {"script": script, "args": list(arguments)})
+
+    def elements(self, xpath):
+        return self.call("POST", "/elements", {"using": "xpath", "value": xpath})
+
+    def find(self, xpath):
+        return self.call("POST", "/element", {"using": "xpath", "value": xpath})
+
+    def button(self, name):
+        return self.find(f"//button[normalize-space()='{name}']")
+
+    def field(self, label):
+        return self.find(f"//input[@id = //label[normalize-space()='{label}']/@for]")
+
+    def get(self, element, what):
+        """What a WebDriver says of an element: text, displayed, enabled, property/value, …"""
+        return self.call("GET", f"/element/{next(iter(element.values()))}/{what}")
+
+    def click(self, element):
+        self.call("POST", f"/element/{next(iter(element.values()))}/click", {})
+
+    def type(self, element, text):
+        self.call("POST", f"/element/{next(iter(element.values()))}/value", {"text": text})
+
+    def press(self, *keys):
+        """Press keys one after the other, wherever the focus is; SHIFT holds for those after it."""
+        strokes = []
+        for key in keys:
+            strokes.append({"type": "keyDown", "value": key})
+            if key != SHIFT:
+                strokes.append({"type": "keyUp", "value": key})
+        strokes += [{"type": "keyUp", "value": key} for key in keys if key == SHIFT]
+        keyboard = {"type": "key", "id": "keyboard", "actions": strokes}
+        self.call("POST", "/actions", {"actions": [keyboard]})
+
+    def enter(self, element, text):
+        """Replace what a field contains by keys, as a person does."""
+        self.execute(SELECT_ALL, element)
+        self.type(element, text or BACKSPACE)
+
+    def screenshot(self, path):
+        self.call("POST", "/execute/async", {"args": [], "script": (  # a first one may be old
+            "const done = arguments[0];"
+            "requestAnimationFrame(() => requestAnimationFrame(() => done()))")})
+        path.write_bytes(base64.b64decode(self.call("GET", "/screenshot")))
+
+    def cdp(self, command, **parameters):
+        self.call("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+
+def serve(test, handler):
+    """Serve HTTP on 127.0.0.1 until the test ends; return the port."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    test.addCleanup(lambda: (server.shutdown(), thread.join(), server.server_close()))
+    return server.server_address[1]
+
+
+NEEDS_SKETCH = {"Rotator": ("Rotate", "Duplicate", "Undo"), "Time": ("Set", "Add", "Run")}
+DEFAULT_ROWS = [{"name": f"{5 * n}min", "angle": "30"} for n in range(1, 7)]
+MENU_ITEM = "Plugins ▸ websocket ▸ webservice-starting-information"
+
+
+HOSTILE_PAGE = """<!DOCTYPE html><meta charset="utf-8"><body><p id="outcome"></p><script>
+function tell(outcome) { parent.postMessage(outcome, "*"); }
+onmessage = (event) => { document.querySelector("#outcome").textContent += event.data + "; "; };
+function attack(where) {
+  const socket = new WebSocket("ws://localhost:PORT/?token=TOKEN");
+  socket.onopen = () => { socket.send("rotate"); tell(where + " connected"); };
+  socket.onclose = () => tell(where + " refused");
+  const script = document.createElement("script");
+  script.src = "SESSION";
+  script.onload = () => tell(where + " loaded " + JSON.stringify(window.pebbleSession));
+  script.onerror = () => tell(where + " could not read");
+  document.body.append(script);
+}
+if (parent === window) {
+  attack("page");
+  const frame = document.createElement("iframe");
+  frame.sandbox = "allow-scripts";
+  frame.src = "/frame";
+  document.body.append(frame);
+} else attack("frame");
+</script>"""
+
+
+class PatientSketch(StandInSketch):
+    """A stand-in whose scripts can take their time, or be held until release()."""
+
+    def reset(self):
+        super().reset()
+        self.release()
+        self.take(0)
+
+    def answer(self, text):
+        write(f"{self.home}/answer", f"{text}\n")
+        self.mood('sleep "$(cat "$here/seconds")"; while [ -e "$here/held" ]; do sleep 0.02; done\n'
+                  'cat "$here/answer"')
+
+    def take(self, seconds):
+        write(f"{self.home}/seconds", str(seconds))
+
+    def hold(self):
+        write(f"{self.home}/held", "")
+
+    def release(self):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(f"{self.home}/held")
+
+
+class DialogueTestCase(TestCase):
+    """A browser, an installed plugin, a stand-in Sketch."""
+
+    engine = None
+
+    @classmethod
+    def setUpClass(cls):
+        try:
+            cls.browser = Browser(cls.engine)
+        except NoBrowser as missing:
+            if CI:
+                raise
+            raise unittest.SkipTest(str(missing)) from None
+        cls.addClassCleanup(cls.browser.close)
+        folder = temporary_folder(cls.addClassCleanup)
+        cls.bundle = pathlib.Path(installed(folder))
+        cls.resources = cls.bundle / "Contents" / "Resources"
+        cls.page = (cls.resources / "pebble-dialogue.html").as_uri()
+        cls.sketch = PatientSketch(folder)
+        cls.addClassCleanup(cls.sketch.close)
+
+    def setUp(self):
+        self.sketch.reset()
+        self.addCleanup(self.sketch.release)
+
+    def start_server(self, *arguments):
+        server = Server(str(self.bundle), *(arguments or ["--sketch", self.sketch.app]))
+        self.addCleanup(server.stop)
+        self.addCleanup(self.sketch.release)
+        return server
+
+    def write_session(self, port):
+        """Send the page to a port where there is no pebble_ws.py."""
+        session = self.resources / "session.js"
+        session.write_text(f'window.pebbleSession = {{"port": {port}, "token": "T"}};')
+        self.addCleanup(lambda: session.exists() and session.unlink())
+
+    def open_connected(self, page="Rotator"):
+        server = self.start_server()
+        self.browser.open(self.page)
+        self.wait_for_buttons(page="Rotator")
+        if page != "Rotator":
+            self.click(page)
+        return server
+
+    # -- what a person sees and does
+
+    def shown(self, name):
+        return self.browser.get(self.browser.button(name), "displayed")
+
+    def enabled(self, name):
+        return self.browser.get(self.browser.button(name), "enabled")
+
+    def click(self, name):
+        self.browser.click(self.browser.button(name))
+
+    def enter(self, label, text):
+        self.browser.enter(self.browser.field(label), text)
+
+    def value(self, label):
+        return self.browser.get(self.browser.field(label), "property/value")
+
+    def row_fields(self):
+        return self.browser.elements("//tbody//input")
+
+    def footer(self):
+        return self.browser.get(self.browser.find("//footer"), "text")
+
+    def values(self):
+        return json.loads(self.browser.execute("return document.title"))
+
+    def focused(self):
+        """The name of the button, or the label or value of the field, that has the focus."""
+        return self.browser.execute(
+            "const e = document.activeElement;"
+            "return e.labels?.[0]?.textContent ?? (e.textContent.trim() || e.value)")
+
+    def wait_for_buttons(self, shown=True, page="Rotator"):
+        wait_until(lambda: [self.shown(name) for name in NEEDS_SKETCH[page]] == [shown] * 3)
+
+    def wait_for_footer(self, text):
+        try:
+            wait_until(lambda: text in self.footer())
+        except AssertionError:
+            raise AssertionError(f"{text!r} is not in the footer: {self.footer()!r}") from None
+
+    def assert_title(self, **expected):
+        values = self.values()
+        self.assertEqual(expected, {name: values[name] for name in expected})
+
+    # -- the connection
+
+    def test_buttons_come_and_go_with_the_server(self):
+        self.browser.open(self.page)
+        self.assertIn("Not connected", self.footer())
+        self.assertIn(MENU_ITEM, self.footer())
+        for page, names in NEEDS_SKETCH.items():
+            self.click(page)
+            self.assertEqual([False] * 3, [self.shown(name) for name in names])
+        self.click("Rotator")
+        for round_ in (1, 2):  # the second server has another port and another token
+            with self.subTest(server=round_):
+                self.sketch.answer(f"OK Rotated by server {round_}.")
+                server = self.start_server()
+                self.wait_for_buttons()
+                self.assertIn("Connected to Sketch", self.footer())
+                self.assertNotIn("Not connected", self.footer())
+                self.click("Rotate")
+                self.wait_for_footer(f"Rotated by server {round_}.")
+                server.stop()
+                self.wait_for_buttons(shown=False)
+                self.assertIn(MENU_ITEM, self.footer())
+        manifest = (self.bundle / "Contents" / "Sketch" / "manifest.json").read_text("utf-8")
+        identifier = next(command["identifier"] for command in json.loads(manifest)["commands"]
+                          if command["script"] == "rotate.cocoascript")
+        call = ["run", str(self.bundle), identifier, "--without-activating"]
+        self.assertEqual([call, call], self.sketch.calls())
+
+    def test_attempts_take_localhost_and_127_0_0_1_in_turn(self):
+        hosts = []
+
+        class Refusing(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                hosts.append((self.headers["Host"].split(":")[0], self.path))
+                self.send_error(403)
+
+            def log_message(self, *_):
+                pass
+
+        port = serve(self, Refusing)
+        self.write_session(port)
+        self.browser.open(self.page)
+        wait_until(lambda: len(hosts) >= 3)
+        first, second = ("localhost", "/?token=T"), ("127.0.0.1", "/?token=T")
+        self.assertEqual([first, second, first], hosts[:3])
+
+    def test_an_attempt_that_is_never_answered_is_given_up(self):
+        accepted = []
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            threading.Thread(target=lambda: accepted.append(silent.accept()), daemon=True).start()
+            self.write_session(silent.getsockname()[1])
+            self.browser.open(self.page)
+            wait_until(lambda: accepted)
+            self.start_server()  # while the page still waits for the silent one
+            self.wait_for_buttons()
+            accepted[0][0].close()
+
+    def test_the_window_that_gets_the_focus_tries_at_once(self):
+        self.browser.open(self.page)
+        self.browser.execute("setTimeout = () => 0")  # no pause ends by itself any more
+        self.start_server()
+        def appeared():
+            self.browser.execute("window.dispatchEvent(new Event('focus'))")
+            return self.shown("Rotate")
+        wait_until(appeared)
+
+    def test_it_tries_again_after_a_second_and_after_five_once_it_has_failed_for_minutes(self):
+        self.browser.open(self.page)
+        self.browser.execute(
+            "window.delays = []; const original = setTimeout;"
+            "setTimeout = (act, delay) => {"
+            "  if (delay <= 5000) delays.push(delay);"  # the driver of WPE has longer ones
+            "  return original(act, delay); }")
+        wait_until(lambda: 1000 in self.browser.execute("return delays"))
+        self.browser.execute("const now = Date.now; Date.now = () => now() + 180000; delays = []")
+        # An attempt's limit and the pause after it are 5 s each now.
+        wait_until(lambda: self.browser.execute("return delays.slice(0, 2)") == [5000, 5000])
+
+    def test_attempts_leave_no_script_elements_behind(self):
+        self.open_connected()
+        self.assertEqual([], self.browser.elements("//script[contains(@src, 'session.js')]"))
+
+    # -- a click and its answer
+
+    def test_each_button_sends_its_message_and_no_other(self):
+        server = self.open_connected()
+        for page, name, message in (
+                ("Rotator", "Rotate", "rotate"), ("Rotator", "Duplicate", "duplicate"),
+                ("Rotator", "Undo", "undo"), ("Time", "Set", "set-time"),
+                ("Time", "Add", "set-time")):
+            with self.subTest(button=name):
+                self.sketch.answer(f"OK {name} done.")
+                self.click(page)
+                before = len(server.lines(" < "))
+                self.click(name)
+                self.wait_for_footer(f"✓ {name} done.")
+                sent = server.lines(" < ")[before:]
+                self.assertEqual([message], [line.split(" < ")[1] for line in sent])
+
+    def test_a_button_says_that_it_is_working_until_its_answer_arrives(self):
+        self.open_connected()
+        rotate = self.browser.button("Rotate")
+        size = self.browser.get(rotate, "rect")
+        self.sketch.hold()
+        self.click("Rotate")
+        wait_until(lambda: not self.enabled("Rotate"))
+        self.assertEqual("true", self.browser.get(rotate, "attribute/aria-busy"))
+        self.assertIn("Rotate is working", self.footer())
+        self.assertEqual(size, self.browser.get(rotate, "rect"))
+        self.assertTrue(self.enabled("Undo"))
+        self.sketch.release()
+        self.wait_for_footer("Done.")
+        self.assertTrue(self.enabled("Rotate"))
+        self.assertEqual("false", self.browser.get(rotate, "attribute/aria-busy"))
+
+    def test_the_buttons_of_one_message_wait_together(self):
+        self.open_connected("Time")
+        self.sketch.hold()
+        self.click("Set")
+        self.assertEqual([False] * 3, [self.enabled(name) for name in NEEDS_SKETCH["Time"]])
+        self.sketch.release()
+        wait_until(lambda: all(self.enabled(name) for name in NEEDS_SKETCH["Time"]))
+
+    def test_a_lost_connection_ends_the_waiting_and_says_so(self):
+        server = self.open_connected()
+        self.sketch.hold()
+        self.click("Rotate")
+        wait_until(self.sketch.calls)
+        server.process.kill()
+        self.wait_for_buttons(shown=False)
+        self.assertIn("✕ Failed: The connection was lost before the answer came.", self.footer())
+        self.sketch.release()
+        self.start_server()
+        self.wait_for_buttons()
+        self.assertTrue(self.enabled("Rotate"))
+
+    def test_a_failed_answer_differs_by_more_than_its_colour(self):
+        self.open_connected()
+        self.sketch.answer("ERROR Select two layers.")
+        self.click("Rotate")
+        self.wait_for_footer("✕ Failed: Select two layers.")
+        failed = self.answer_colour()
+        self.sketch.answer("OK Rotated.")
+        self.click("Rotate")
+        self.wait_for_footer("✓ Rotated.")
+        self.assertNotIn("✕", self.footer())
+        self.assertNotEqual(failed, self.answer_colour())
+
+    def answer_colour(self):
+        return self.browser.execute("return getComputedStyle(arguments[0]).color",
+                                    self.browser.find("//*[@id='answer']"))
+
+    def test_an_answer_that_contains_html_is_shown_as_text(self):
+        self.open_connected()
+        html = "<b>bold</b><img src=x onerror=\"document.title='stolen'\">"
+        self.sketch.answer(f"OK {html}")
+        self.click("Rotate")
+        self.wait_for_footer(html)
+        self.assertEqual([], self.browser.elements("//footer//img"))
+        self.assert_title(angle="30")
+
+    def test_a_dry_run_is_not_said_to_be_sketch(self):
+        self.start_server("--dry-run")
+        self.browser.open(self.page)
+        self.wait_for_buttons()
+        self.click("Rotate")
+        self.wait_for_footer("Dry run:")
+        self.assertIn("Connected to a dry run, without Sketch", self.footer())
+
+    def test_garbage_from_the_server_does_not_break_the_page(self):
+        self.open_connected()
+        for garbage in ("nonsense", "null", "[]", "{}", '{"message": 1, "status": 2}', "<b>x</b>"):
+            with self.subTest(garbage=garbage):
+                self.browser.execute("answered(arguments[0])", garbage)
+                self.assertIn("The server sent no answer but " + garbage, self.footer())
+        self.click("Rotate")
+        self.wait_for_footer("✓ Done.")
+
+    # -- the values
+
+    def test_the_title_has_all_values_from_the_first_moment(self):
+        self.browser.open(self.page)
+        self.assertEqual({"angle": "30", "rows": DEFAULT_ROWS, "time": "10:10:30"}, self.values())
+
+    def test_the_title_follows_every_key(self):
+        self.browser.open(self.page)
+        angle = self.browser.field("Angle")
+        self.browser.execute(SELECT_ALL, angle)
+        for typed, key in (("-", "-"), ("-7", "7"), ("-7.", "."), ("-7.x", "x")):
+            self.browser.press(key)
+            self.assert_title(angle=typed)
+        for text in ('a "quoted" \\ name', "three   spaces ", "ä 時 🕐", "</title><b>"):
+            with self.subTest(text=text):
+                self.browser.execute(  # WebDriver types no emoji everywhere
+                    "arguments[0].value = arguments[1];"
+                    "arguments[0].dispatchEvent(new InputEvent('input', {bubbles: true}))",
+                    self.row_fields()[0], text)
+                self.assertEqual(text, self.values()["rows"][0]["name"])
+        self.click("Time")
+        self.enter("Time", "7:5x")
+        self.assert_title(time="7:5x", angle="-7.x")
+
+    def test_rows_are_added_and_removed(self):
+        self.browser.open(self.page)
+        self.click("Add row")
+        self.assert_title(rows=[*DEFAULT_ROWS, {"name": "", "angle": ""}])
+        self.browser.press("o", "n", "e", TAB, "1", "5")
+        one = {"name": "one", "angle": "15"}
+        self.assert_title(rows=[*DEFAULT_ROWS, one])
+        self.browser.click(self.browser.elements("//tbody//button[normalize-space()='Remove']")[1])
+        self.assert_title(rows=[DEFAULT_ROWS[0], *DEFAULT_ROWS[2:], one])
+        for _ in range(6):
+            self.click("Remove")
+        self.assert_title(rows=[])
+        self.click("Add row")
+        self.assert_title(rows=[{"name": "", "angle": ""}])
+
+    def test_more_than_sketch_can_read_is_said_before_it_is_lost(self):
+        self.browser.open(self.page)
+        self.browser.execute("arguments[0].value = 'x'.repeat(900)", self.row_fields()[0])
+        self.browser.type(self.row_fields()[0], "x")
+        self.assertIn("The table is too long", self.footer())
+
+    def test_the_state_of_the_page_survives_the_loss_of_the_connection(self):
+        server = self.open_connected()
+        self.enter("Angle", "42")
+        self.browser.enter(self.row_fields()[0], "first")
+        self.click("Time")
+        self.enter("Amount", "3:16")
+        self.enter("Time", "12:34")
+        self.click("Set")
+        self.wait_for_footer("✓ Done.")
+        before = self.values()
+        server.stop()
+        self.wait_for_buttons(shown=False, page="Time")
+        self.start_server()
+        self.wait_for_buttons(page="Time")
+        self.assertEqual(before, self.values())
+        self.assertEqual(("12:34", "3:16"), (self.value("Time"), self.value("Amount")))
+        self.assertIn("✓ Done.", self.footer())
+
+    # -- the time
+
+    def test_add_adds_the_amount_to_the_time_and_sets_it(self):
+        self.open_connected("Time")
+        for time_, amount, expected in (
+                ("10:10:57", "5", "10:11:02"), ("23:59:59", "1", "00:00:00"),
+                ("23:30", "1:00:00", "00:30:00"), ("10", "3:16", "10:03:16"),
+                ("9:5", "90", "09:06:30"), (" 0 ", "25:00:01", "01:00:01")):
+            with self.subTest(time=time_, amount=amount):
+                self.sketch.answer(f"OK It is {expected}.")
+                self.enter("Time", time_)
+                self.enter("Amount", amount)
+                self.click("Add")
+                self.assert_title(time=expected)
+                self.assertEqual(expected, self.value("Time"))
+                self.wait_for_footer(f"✓ It is {expected}.")
+        self.assertEqual(6, len(self.sketch.calls()))
+
+    def test_a_bad_time_or_amount_is_quoted_and_nothing_is_sent(self):
+        server = self.open_connected("Time")
+        for time_, amount, quoted in (
+                ("24:00", "1", '"24:00" is no time of day'),
+                ("12:60", "1", '"12:60" is no time of day'),
+                ("", "1", '"" is no time of day'),
+                ("1:2:3:4", "1", '"1:2:3:4" is no time of day'),
+                ("10", "", '"" is no amount of time'),
+                ("10", "-1", '"-1" is no amount of time'),
+                ("10", "1:60", '"1:60" is no amount of time')):
+            with self.subTest(time=time_, amount=amount):
+                self.enter("Time", time_)
+                self.enter("Amount", amount)
+                self.click("Add")
+                self.assertIn(quoted, self.footer())
+                self.assert_title(time=time_)
+        self.click("Run")
+        self.assertTrue(self.enabled("Run") and not self.shown("Stop"))
+        self.assertEqual([], server.lines(" < "))
+
+    def test_set_leaves_the_judgement_of_the_time_to_the_script(self):
+        server = self.open_connected("Time")
+        self.enter("Time", "noon")
+        self.sketch.answer("ERROR “noon” is not a time.")
+        self.click("Set")
+        self.wait_for_footer("✕ Failed: “noon” is not a time.")
+        self.assertEqual(1, len(server.lines("< set-time")))
+
+    def test_run_ticks_once_a_second_until_stop(self):
+        server = self.open_connected("Time")
+        self.assertFalse(self.shown("Stop"))
+        self.click("Run")
+        wait_until(lambda: self.shown("Stop"))
+        self.assertFalse(self.shown("Run"))
+        self.assertEqual([False, False], [self.enabled("Set"), self.enabled("Add")])
+        wait_until(lambda: len(server.times("> done")) >= 4)
+        self.click("Stop")
+        self.assertFalse(self.shown("Stop"))
+        wait_until(lambda: self.enabled("Run"))
+        ticks = server.times("< set-time")
+        for gap in (after - before for before, after in zip(ticks, ticks[1:])):
+            self.assertAlmostEqual(1, gap, delta=0.4)
+        self.assertEqual(f"10:10:{30 + len(ticks)}", self.value("Time"))
+        self.click("Add")  # had Run gone on, one more tick would come before or with this one
+        wait_until(lambda: self.enabled("Add"))
+        self.assert_title(time=f"10:10:{31 + len(ticks)}")
+
+    def test_run_waits_for_each_answer(self):
+        server = self.open_connected("Time")
+        self.sketch.take(1.2)
+        self.click("Run")
+        wait_until(lambda: len(server.lines("> done")) == 2)
+        self.click("Stop")
+        wait_until(lambda: self.enabled("Run"))
+        directions = re.findall(" ([<>]) ", "\n".join(server.lines(" [<>] ")))
+        self.assertEqual(["<", ">"] * (len(directions) // 2), directions)
+
+    def test_run_stops_when_the_connection_is_lost(self):
+        server = self.open_connected("Time")
+        self.click("Run")
+        wait_until(lambda: server.lines("> done"))
+        server.stop()
+        self.wait_for_buttons(shown=False, page="Time")
+        self.assertFalse(self.shown("Stop"))
+        stopped_at = self.value("Time")
+        again = self.start_server()
+        self.wait_for_buttons(page="Time")
+        self.assertFalse(self.shown("Stop"))
+        self.assertEqual(stopped_at, self.value("Time"))
+        self.assertEqual([], again.lines("< "))
+
+    def test_run_stops_when_an_answer_says_that_it_failed(self):
+        self.open_connected("Time")
+        self.sketch.answer("ERROR Select a clock.")
+        self.click("Run")
+        self.wait_for_footer("✕ Failed: Select a clock.")
+        wait_until(lambda: not self.shown("Stop") and self.enabled("Run"))
+
+    # -- the keyboard
+
+    def test_enter_in_a_field_presses_its_button(self):
+        server = self.open_connected()
+        for page, field, message in (
+                ("Rotator", lambda: self.browser.field("Angle"), "rotate"),
+                ("Rotator", lambda: self.row_fields()[3], "duplicate"),
+                ("Time", lambda: self.browser.field("Time"), "set-time"),
+                ("Time", lambda: self.browser.field("Amount"), "set-time")):
+            with self.subTest(page=page, message=message):
+                before = len(server.lines("> done"))
+                self.click(page)
+                self.browser.type(field(), ENTER)
+                wait_until(lambda: len(server.lines("> done")) == before + 1)  # noqa: B023
+                self.assertIn(f"< {message}", server.lines(" < ")[-1])
+                wait_until(lambda: self.footer().startswith("✓"))
+        self.assert_title(time="10:10:31", angle="30")
+
+    def test_enter_does_nothing_without_a_connection_or_while_working(self):
+        self.browser.open(self.page)
+        self.browser.execute("window.sameAsBefore = true")
+        for field in (self.browser.field("Angle"), self.row_fields()[0]):
+            self.browser.type(field, ENTER)
+        self.click("Time")
+        for label in ("Time", "Amount"):
+            self.browser.type(self.browser.field(label), ENTER)
+        self.assert_title(time="10:10:30", rows=DEFAULT_ROWS)
+        server = self.start_server()
+        self.wait_for_buttons(page="Time")
+        self.sketch.hold()
+        self.browser.type(self.browser.field("Amount"), ENTER + ENTER)
+        self.browser.type(self.browser.field("Time"), ENTER)
+        self.sketch.release()
+        self.wait_for_footer("✓ Done.")
+        self.assertEqual(1, len(server.lines("< set-time")))
+        self.assert_title(time="10:10:31")
+        self.assertTrue(self.browser.execute("return window.sameAsBefore"), "the page was reloaded")
+
+    def test_leaving_a_field_does_not_lose_its_value(self):
+        self.browser.open(self.page)
+        self.enter("Angle", "77")
+        self.browser.press(TAB)
+        self.assertNotEqual("Angle", self.focused())
+        self.click("Time")
+        self.enter("Time", "8:08")
+        self.browser.press(SHIFT, TAB)
+        self.click("Rotator")
+        self.assertEqual("77", self.value("Angle"))
+        self.assert_title(angle="77", time="8:08")
+
+    def test_everything_can_be_done_with_the_keyboard_alone(self):
+        server = self.open_connected()
+        self.tab_to("Time")
+        self.browser.press(SPACE)
+        self.tab_to("Amount")
+        self.browser.press("5")
+        self.tab_to("Add")
+        self.browser.press(ENTER)
+        wait_until(lambda: len(server.lines("> done")) == 1)
+        wait_until(lambda: self.focused() == "Add")  # the focus is where it was
+        self.tab_to("Run")
+        self.browser.press(SPACE)
+        wait_until(lambda: self.focused() == "Stop")
+        self.browser.press(SPACE)
+        wait_until(lambda: self.focused() == "Run")
+        self.tab_to("Time", "Rotator")
+        self.browser.press(RIGHT)
+        self.assertEqual("Time", self.focused())
+        self.browser.press(LEFT)
+        self.assertEqual("Rotator", self.focused())
+        self.tab_to("Remove")
+        self.browser.press(SPACE)
+        self.assertEqual("Remove", self.focused())
+        self.tab_to("Add row")
+        self.browser.press(ENTER)
+        self.browser.press("n", "e", "w")
+        self.assertEqual({"name": "new", "angle": ""}, self.values()["rows"][-1])
+        self.assertEqual(6, len(self.values()["rows"]))
+        self.tab_to("Undo")
+        self.browser.press(SPACE)
+        wait_until(lambda: server.lines("< undo"))
+
+    def tab_to(self, *names):
+        """Press Tab until one of these has the focus."""
+        for _ in range(40):
+            self.browser.press(TAB)
+            if self.focused() in names:
+                return
+        self.fail(f"Tab does not reach {names}")
+
+    # -- a hostile page
+
+    def test_a_hostile_page_and_its_sandboxed_frame_are_kept_out(self):
+        server = self.start_server()
+        session = self.resources / "session.js"
+        port = re.search(r'"port": (\d+)', session.read_text())[1]
+        hostile = HOSTILE_PAGE.replace("PORT", port).replace("SESSION", session.as_uri())
+
+        class Hostile(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html")
+                self.end_headers()
+                self.wfile.write(hostile.encode())
+
+            def log_message(self, *_):
+                pass
+
+        self.browser.open(f"http://evil.localhost:{serve(self, Hostile)}/")
+        def outcome():
+            text = self.browser.get(self.browser.find("//p"), "text")
+            return text if text.count(";") == 4 else None
+        self.assertEqual(
+            {"page refused", "page could not read", "frame refused", "frame could not read"},
+            set(wait_until(outcome).rstrip("; ").split("; ")))
+        self.assertEqual([], server.lines(" < "))
+        self.assertEqual([], self.sketch.calls())
+
+    # -- how it looks
+
+    def test_nothing_is_wider_than_the_panel(self):
+        self.open_connected()
+        for text_size in ("100%", "200%"):
+            for page in NEEDS_SKETCH:
+                with self.subTest(text_size=text_size, page=page):
+                    self.click(page)
+                    width = self.browser.execute(
+                        "const root = document.documentElement; root.style.fontSize = arguments[0];"
+                        "document.body.style.width = '290px';"
+                        "say('failed', 'x'.repeat(4000));"
+                        "return Math.max(...[...document.querySelectorAll('body *')].map("
+                        "  (e) => Math.ceil(e.getBoundingClientRect().right)))", text_size)
+                    self.assertLessEqual(width, 290)
+
+
+class InChromium(DialogueTestCase):
+    engine = "Chromium"
+
+
+class InWPEWebKit(DialogueTestCase):
+    engine = "WPE WebKit"
+
+
+@unittest.skipUnless("PEBBLE_SCREENSHOTS" in os.environ, "PEBBLE_SCREENSHOTS names no folder")
+class Pictures(unittest.TestCase):
+    """PNG files of every state into the folder PEBBLE_SCREENSHOTS; README's two into plugin/."""
+
+    def test_pictures_of_every_state(self):
+        self.folder = pathlib.Path(os.environ["PEBBLE_SCREENSHOTS"])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for case in (InChromium, InWPEWebKit):
+            case.setUpClass()
+            self.addCleanup(case.doClassCleanups)
+            for scheme in ("light", "dark"):
+                self.take_every_state(case("test_rows_are_added_and_removed"), scheme)
+        for scheme in ("light", "dark"):
+            picture = pathlib.Path(PLUGIN).parent / f"pebble-dialogue-{scheme}.png"
+            shutil.copyfile(self.folder / f"chromium-{scheme}-5-done.png", picture)
+            self.assertLess(picture.stat().st_size, 100_000)
+
+    def open_panel(self, test, scheme):
+        """Open the dialogue, 290 points wide, light or dark."""
+        browser = test.browser
+        if test.engine == "Chromium":
+            browser.cdp("Emulation.setDeviceMetricsOverride",
+                        width=290, height=460, deviceScaleFactor=2, mobile=False)
+            browser.cdp("Emulation.setEmulatedMedia",
+                        features=[{"name": "prefers-color-scheme", "value": scheme}])
+            browser.open(test.page)
+            return
+        for name in ("html", "css"):  # WPE cannot be told to be dark: make a page that always is
+            source = (test.resources / f"pebble-dialogue.{name}").read_text(encoding="utf-8")
+            if scheme == "dark":
+                source = source.replace("(prefers-color-scheme: dark)", "all")
+                source = source.replace("light dark", "dark")
+            source = source.replace("dialogue.css", f"{scheme}.css")
+            (test.resources / f"pebble-{scheme}.{name}").write_text(source, encoding="utf-8")
+        frame = test.resources / f"frame-{scheme}.html"  # nor to be narrow
+        frame.write_text(f'<iframe src="pebble-{scheme}.html" width=290 height=460>')
+        browser.call("POST", "/frame", {"id": None})
+        browser.open(frame.as_uri())
+        browser.call("POST", "/frame", {"id": 0})
+
+    def take(self, test, scheme, name):
+        path = self.folder / f"{test.engine.split()[0].lower()}-{scheme}-{name}.png"
+        if test.engine == "Chromium":
+            test.browser.screenshot(path)
+            return
+        test.browser.call("POST", "/frame", {"id": None})
+        frame = next(iter(test.browser.find("//iframe").values()))
+        path.write_bytes(base64.b64decode(test.browser.call("GET", f"/element/{frame}/screenshot")))
+        test.browser.call("POST", "/frame", {"id": 0})
+
+    def take_every_state(self, test, scheme):
+        take = functools.partial(self.take, test, scheme)
+        sketch, browser = test.sketch, test.browser
+        working = "return document.getAnimations().some((a) => a.currentTime > 600)"
+        try:
+            sketch.reset()
+            self.open_panel(test, scheme)
+            take("1-rotator-not-connected")
+            test.click("Time")
+            take("2-time-not-connected")
+            test.click("Rotator")
+            server = test.start_server()
+            test.wait_for_buttons()
+            take("3-rotator-connected")
+            sketch.hold()
+            test.click("Rotate")
+            wait_until(lambda: browser.execute(working))
+            take("4-working")
+            sketch.answer("OK Rotated “hand” by 30°.")
+            sketch.release()
+            test.wait_for_footer("Rotated")
+            take("5-done")
+            sketch.answer("ERROR Selected: 3, with [center] in the name: 0. Select two layers, "
+                          "the one to rotate and one with [center] in its name.")
+            test.click("Duplicate")
+            test.wait_for_footer("Failed")
+            take("6-failed")
+            browser.press(TAB)
+            take("7-focus")
+            sketch.answer("OK " + "<b>long</b> output " * 200)
+            test.click("Undo")
+            test.wait_for_footer("long")
+            take("8-long")
+            sketch.answer("OK Set the time to 10:10:31.")
+            test.click("Time")
+            test.click("Run")
+            test.wait_for_footer("Set the")
+            take("9-running")
+            sketch.hold()
+            wait_until(lambda: browser.execute(working))
+            take("a-running-working")
+            sketch.release()
+            test.click("Stop")
+            wait_until(lambda: test.enabled("Run"))
+            take("b-time")
+            browser.execute("document.documentElement.style.fontSize = '200%'")
+            take("c-time-200")
+            test.click("Rotator")
+            take("d-rotator-200")
+            server.stop()
+            test.wait_for_buttons(shown=False)
+            take("e-not-connected-200")
+            browser.execute("document.documentElement.style.fontSize = ''")
+            take("f-lost")
+        finally:
+            test.doCleanups()
+
+
+del DialogueTestCase
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ document.addEventListener("click", pressed);
 document.addEventListener("submit", (event) => event.preventDefault()); // Return has clicked
 document.addEventListener("keydown", moveBetweenTabs);
 window.addEventListener("focus", () => endPause());
+showState();
 stayConnected();
 
 // ---- The values --------------------------------------------------------------------------------

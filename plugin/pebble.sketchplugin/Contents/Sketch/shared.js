@@ -2,7 +2,7 @@
  * What the scripts share: saying how it went, reading the panel, finding layers, turning them.
  *
  * In order to add a button of your own:
- *   1. pebble-dialogue.html: <button data-message="my-message">My button</button>
+ *   1. pebble-dialogue.html: <button type="button" data-message="my-message" hidden>My button</button>
  *   2. A script, my-script.cocoascript: copy rotate.cocoascript and change what its `run` does.
  *      Name it in manifest.json, as a command; to have it in the menu, also there.
  *   3. pebble_ws.py: "my-message": "my-script.cocoascript" in SCRIPTS.
