@@ -2104,7 +2104,7 @@ class DialogueTestCase(TestCase):
 
     def start_server(self, *arguments):
         server = Server(str(self.bundle), *(arguments or ["--sketch", self.sketch.app]))
-        self.addCleanup(server.stop)
+        self.addCleanup(lambda: server.stop() if server.process.poll() is None else server.kill())
         self.addCleanup(self.sketch.release)
         return server
 
