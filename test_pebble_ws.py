@@ -1840,6 +1840,51 @@ class CommandLine(TestCase):
         self.started(self.addCleanup, f"{target}/pebble.sketchplugin", "--dry-run")
 
 
+# ---- README -------------------------------------------------------------------------------------
+
+
+class Readme(TestCase):
+    def setUp(self):
+        self.text = read(os.path.join(os.path.dirname(PROGRAM), "README.md"))
+
+    def test_two_commands_stand_in_its_first_lines(self):
+        beginning = self.text.splitlines()[:15]
+        for command in ("python3 pebble_ws.py", "python3 -m unittest"):
+            self.assertTrue([line for line in beginning if line.startswith(command)], command)
+
+    def test_its_transcript_is_what_the_server_prints(self):
+        bundle = installed(temporary_folder(self.addCleanup))
+        server = self.started(self.addCleanup, bundle, "--dry-run")
+        client = self.connect(server=server, Origin="null")
+        client.click("rotate")
+        client.send(close_of(1001))
+        self.assert_fails(client, 1001)
+        server.wait_for("closed")
+        shown = re.search(r"```\n(Dry run.*?)```", self.text, re.S)[1].splitlines()
+        changes = ((bundle, "…/plugin/pebble.sketchplugin"), (str(server.port), "9912"))
+        printed = "\n".join(filter(None, server.log))
+        for real, example in changes:
+            printed = printed.replace(real, example)
+        any_time = r"\d\d:\d\d:\d\d|\d+ ms"
+        self.assertEqual(re.split(any_time, "\n".join(shown)), re.split(any_time, printed))
+
+    def test_its_server_of_any_kind_runs(self):
+        code = re.search(r"```python\n(.*?)```", self.text, re.S)[1]
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        program = "\n".join(line[2:] for line in code.splitlines()).replace("9001", str(port))
+        process = subprocess.Popen([*PYTHON, "-c", program], cwd=os.path.dirname(PROGRAM))
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        server = types.SimpleNamespace(port=port, target="/")
+
+        def connected():
+            with contextlib.suppress(ConnectionRefusedError):
+                return self.connect(client_frame(TEXT, "Grüße"), server=server)
+
+        self.assertEqual("Grüße", wait_until(connected).receive())
+
+
 # ---- The plugin's scripts -----------------------------------------------------------------------
 
 
