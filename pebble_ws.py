@@ -600,9 +600,12 @@ class Bridge:
         self.print(f"{time.strftime('%H:%M:%S')} {direction} {text}{end}")
 
     def print(self, line: str) -> None:
-        with suppress(OSError, ValueError, AttributeError):  # nobody reads it, or ever did
-            sys.stdout.write(f"{line}\n")
-            sys.stdout.flush()
+        with suppress(ValueError, AttributeError):  # it was closed from the start
+            try:
+                sys.stdout.write(f"{line}\n")
+                sys.stdout.flush()
+            except OSError:  # nobody reads it any more
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def run_clicks(self) -> None:
         """Run scripts in the order of the clicks: Sketch edits one document on one thread."""
