@@ -781,10 +781,10 @@ def install(folder: str) -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         ignored = shutil.ignore_patterns("session.js*", "__pycache__")
-        shutil.copytree(BUNDLE, partial, ignore=ignored)
+        shutil.copytree(BUNDLE, partial, ignore=ignored, copy_function=shutil.copyfile)
         for path, _, _ in os.walk(partial):
             os.chmod(path, 0o755)  # also where the original is read-only
-        shutil.copy(__file__, f"{partial}/Contents/Sketch/pebble_ws.py")
+        shutil.copyfile(__file__, f"{partial}/Contents/Sketch/pebble_ws.py")
         if os.path.lexists(target):
             shutil.rmtree(target)
         os.rename(partial, target)
