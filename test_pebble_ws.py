@@ -200,6 +200,7 @@ class Server:
             **options,
         )  # fmt: skip
         self.log, self.came, self.start, self.printed = [], [], 0, threading.Condition()
+        self.told = False  # to stop
         self.reader = threading.Thread(target=self._read)
         self.reader.start()
         try:
@@ -278,10 +279,15 @@ class Server:
         if self.stderr():
             raise AssertionError(self.stderr())
 
-    def stop(self, number=signal.SIGTERM):
-        """Stop it as a person does, and check that it ends well."""
-        if self.process.poll() is None:
+    def terminate(self, number=signal.SIGTERM):
+        """Tell it to stop, as a person does, unless it was told."""
+        if not self.told:
+            self.told = True
             self.process.send_signal(number)
+
+    def stop(self):
+        """Stop it, and check that it ends well."""
+        self.terminate()
         try:
             status = self.process.wait(20)
         finally:
@@ -375,7 +381,7 @@ class TestCase(unittest.TestCase):
     def started(cls, add_cleanup, *arguments, **options):
         """Return a server that is told to stop after a test or class, and must have at the end."""
         server = Server(*arguments, **options)
-        add_cleanup(server.process.terminate)
+        add_cleanup(server.terminate)
         unittest.addModuleCleanup(server.stop)
         return server
 
@@ -1343,6 +1349,7 @@ class Stopping(BridgeTestCase):
                 clients = [self.connect(server=server) for _ in range(3)]
                 self.assertTrue(os.path.exists(server.session_file))
                 server.process.send_signal(number)
+                server.terminate(number)  # twice is no harm
                 for client in clients:
                     self.assertEqual((CLOSE, 1001), client.receive())
                     client.send(close_of(1001))
@@ -1359,7 +1366,7 @@ class Stopping(BridgeTestCase):
         clicks = client_frame(TEXT, "undo") + client_frame(TEXT, "rotate")
         client = self.connect(clicks, server=server)
         self.sketch.wait_for_calls(1)
-        server.process.send_signal(signal.SIGINT)
+        server.terminate(signal.SIGINT)
         self.assertEqual((CLOSE, 1001), client.receive())  # while the script runs
         self.sketch.say("OK Late.")
         server.stop()
@@ -1379,7 +1386,7 @@ class Stopping(BridgeTestCase):
     def test_dialogues_may_close_at_the_same_moment(self):
         server = self.own_server()
         clients = [self.connect(server=server) for _ in range(100)]
-        server.process.terminate()
+        server.terminate()
         for client in clients:
             client.close()
         server.stop()
