@@ -1131,8 +1131,7 @@ class ScriptsThatHang(BridgeTestCase):
         hanging = "echo x >&9; exec 9>&-; sleep 30"
         for why, mood in (
             ("a hanging child", f"{{ {hanging}; }} & sleep 30"),
-            ("closes its output", f"exec >&- 2>&-; sleep 30 & {hanging}"),
-            ("minds no signal", f"trap '' TERM INT HUP; {hanging}"),
+            ("silent, minds no signal", f"exec >&- 2>&-; trap '' TERM INT HUP; {hanging}"),
             ("prints without end", "echo x >&9; exec 9>&-; yes"),
         ):
             with self.subTest(why), self.noticed_only_as() as witness:
@@ -1338,9 +1337,9 @@ class TheBridge(BridgeTestCase):
 
 
 class Stopping(BridgeTestCase):
-    def own_server(self):
+    def own_server(self, stop_timeout=1):
         return self.started(self.addCleanup, self.bundle, "--sketch", self.sketch.app,
-                            setup="STOP_TIMEOUT = 1; CLOSE_TIMEOUT = 0.3")
+                            setup=f"STOP_TIMEOUT = {stop_timeout}; CLOSE_TIMEOUT = 0.3")
 
     def test_a_signal_closes_every_dialogue_with_1001_and_ends_with_0(self):
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -1374,7 +1373,7 @@ class Stopping(BridgeTestCase):
         self.assertEqual([command_line(self.bundle, "undo")], self.sketch.calls())
 
     def test_a_script_that_does_not_end_is_killed(self):
-        server = self.own_server()
+        server = self.own_server(stop_timeout=0.3)
         self.sketch.mood("sleep 30")
         self.connect(client_frame(TEXT, "undo"), server=server)
         self.sketch.wait_for_calls(1)
