@@ -52,7 +52,7 @@ SCRIPTS = {
 SCRIPT_TIMEOUT = 60  # seconds; then a script is killed: one that hangs would hold all that follow
 STOP_TIMEOUT = 10  # seconds for the running script to end when the server is stopped
 MAX_WAITING = 16  # clicks behind the one that runs: nobody waits for more
-MAX_OUTPUT = 4_000  # characters of a script's output in an answer: a person reads no more
+MAX_OUTPUT = 4_000  # characters of a script's output in an answer, the last: nobody reads more
 MAX_CONNECTIONS = 200  # macOS gives a process 256 file descriptors
 MAX_HEAD = 8_192  # bytes of an opening handshake: a browser sends some 500
 HEAD_TIMEOUT = 10  # seconds for all of it
@@ -506,7 +506,7 @@ def run_sketchtool(arguments: list[str], seconds_left) -> tuple[str, str]:
     text = output.decode("utf-8", "replace").strip()
     word, _, rest = text.rpartition("\n")[2].strip().partition(" ")
     if word in ("OK", "ERROR"):
-        return "done" if word == "OK" else "failed", rest.strip()[:MAX_OUTPUT]
+        return "done" if word == "OK" else "failed", rest.strip()
     if status:
         return "failed", text or f"sketchtool ended with {status} and printed nothing."
     return "done", text
@@ -747,6 +747,8 @@ def serve(port: int, app: str | None, dry_run: bool) -> None:
         while not stops:
             time.sleep(0.1)
         bridge.stop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # the end is near: one more changes nothing
     finally:
         for server in servers:
             server.server_close()
