@@ -273,14 +273,14 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Start the closing handshake (7.1.2), from any thread. Raise as send, or ValueError."""
         self._write(close_frame(code, reason), closing=code)
-        self._close_timer = threading.Timer(CLOSE_TIMEOUT, self._drop)
         self._close_timer.start()
 
     def setup(self) -> None:
         self._writing = threading.Lock()
         self._gathering, self._gathered = False, []  # frames that leave together, while more come
         self._closing = None  # the code of the Close that was sent
-        self._close_timer = None
+        # Made here, because the answer to a Close may cancel it before close() can start it.
+        self._close_timer = threading.Timer(CLOSE_TIMEOUT, self._drop)
 
     def handle(self) -> None:
         """Live the life of the connection; what ends it is decided here."""
@@ -398,8 +398,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
 
         Bytes that nobody reads make the kernel send a reset, which can overtake our Close.
         """
-        if self._close_timer:
-            self._close_timer.cancel()
+        self._close_timer.cancel()
         deadline = time.monotonic() + CLOSE_TIMEOUT
         with suppress(OSError):  # it has gone, or sends on when the time is over
             self.request.shutdown(socket.SHUT_WR)
@@ -674,15 +673,18 @@ class Bridge:
                 os.remove(SESSION)
         self.stop_time = time.monotonic() + STOP_TIMEOUT
         self.clicks.put(None)
-        for server in [*self.servers, None]:
-            for dialogue in list(self.dialogues):
-                dialogue.without_waiting(dialogue.close, 1001)
-            if server:
-                server.shutdown()  # while it does, one more may come
+        self.close_dialogues()
+        for server in self.servers:
+            server.shutdown()
+        self.close_dialogues()  # one more may have come meanwhile
         deadline = time.monotonic() + CLOSE_TIMEOUT
         while self.dialogues and time.monotonic() < deadline:
             time.sleep(0.01)
         self.runner.join(STOP_TIMEOUT + 1)
+
+    def close_dialogues(self) -> None:
+        for dialogue in list(self.dialogues):
+            dialogue.without_waiting(dialogue.close, 1001)
 
 
 # ---- Command line -------------------------------------------------------------------------------
