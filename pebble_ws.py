@@ -9,11 +9,10 @@ SCRIPTS names for it, as the plugin menu would, and answers how it went. Only th
 connect, and only with a token from a file that its user alone can read. A message is looked up
 whole: nothing from the network is ever a path, an argument or code.
 
-The order is that of a connection's life and of RFC 6455, whose sections stand in brackets. One
-thread accepts for each loopback address, one reads each connection, one runs the scripts and never
-waits for a dialogue. A HandshakeError becomes an HTTP status, a ProtocolError a close code, a
-UserError its text, a lost peer a line in the log; a traceback means a bug in this file. To serve
-WebSocket of any other kind, import WebSocketHandler and WebSocketServer alone.
+The order is that of a connection's life and of RFC 6455, whose sections stand in brackets. A thread
+accepts for each loopback address, one reads each connection, one runs the scripts and waits for no
+dialogue. A HandshakeError becomes an HTTP status, a ProtocolError a close code, a UserError its
+text, a lost peer a line in the log; a traceback means a bug in this file.
 """
 
 from __future__ import annotations
@@ -64,62 +63,53 @@ MAX_GATHERED = 1_000  # frames, of up to as many bytes, that wait to leave toget
 # ---- Opening handshake (4) ----------------------------------------------------------------------
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-ONLY_ONCE = ("host", "origin", "sec-websocket-key", "sec-websocket-version")
-REFUSAL = "This is the WebSocket server of a Sketch plugin's dialogue; its log says more."
-ACCEPTANCE = (
-    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Accept: %s\r\n\r\n"
+REFUSAL = "This is the WebSocket server of a Sketch plugin's dialogue; its log says more.\n"
+HINTS = {405: ("Allow: GET",), 426: ("Upgrade: websocket", "Sec-WebSocket-Version: 13")}
+HEAD = (  # neither a space before a colon nor a line that goes on with the next one
+    r"([!-~]+) ([!-~]+) HTTP/1\.[1-9]\r\n((?:[\w!#$%&'*+.^`|~-]+:[\t -~\x80-\xff]*\r\n)*)\r\n"
 )
-EXTRA_HEADERS = {405: "Allow: GET\r\n", 426: "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"}
+ONLY_ONCE = ("host", "origin", "sec-websocket-key", "sec-websocket-version")
+REQUIRED = {  # a header: the value that asks for WebSocket, the status that refuses all others
+    "Upgrade": (r"(.*,\s*)?websocket(\s*,.*)?", 426),
+    "Connection": (r"(.*,\s*)?upgrade(\s*,.*)?", 426),
+    "Sec-WebSocket-Version": ("13", 426),
+    "Sec-WebSocket-Key": (r"[A-Za-z0-9+/]{22}==", 400),
+}
 
 
 class HandshakeError(Exception):
     """An opening handshake to be refused: with an HTTP status, and a reason for the log."""
 
 
-def read_head(request: socket.socket) -> tuple[bytes, bytes]:
-    """Return the head of a request, and what came behind it. Raise HandshakeError 408 or 431."""
-    data, deadline = b"", time.monotonic() + HEAD_TIMEOUT
-    while (end := data.find(b"\r\n\r\n")) < 0 and len(data) <= MAX_HEAD:
-        try:
-            request.settimeout(max(deadline - time.monotonic(), 0.001))  # 0: would not wait at all
-            received = request.recv(RECEIVE_SIZE)
-        except socket.timeout:
-            raise HandshakeError(408, f"no complete head within {HEAD_TIMEOUT} s") from None
-        if not received:
-            raise ConnectionError("gone before its handshake")
-        data += received
-    if not 0 <= end <= MAX_HEAD - 4:
+def read_head(receive) -> tuple[str, dict[str, str], bytes]:
+    """Return target and headers of a GET (4.2.1), and what came behind. Raise HandshakeError."""
+    data = b""
+    while (end := data.find(b"\r\n\r\n") + 4) < 4 and len(data) <= MAX_HEAD:
+        data += receive()
+    if not 4 <= end <= MAX_HEAD:
         raise HandshakeError(431, f"a head of more than {MAX_HEAD} bytes")
-    return data[:end], data[end + 4 :]
-
-
-def parse_head(head: bytes) -> tuple[str, dict[str, str]]:
-    """Return target and headers of a GET (4.2.1). Raise HandshakeError 400 or 405.
-
-    An absolute URL is refused: it would name a second host.
-    """
-    first, *lines = head.decode("latin-1").split("\r\n")
-    request, headers = re.fullmatch(r"([!-~]+) ([!-~]+) HTTP/1\.[1-9]", first), {}
-    for line in lines:
-        header = re.fullmatch(r"([\w!#$%&'*+.^`|~-]+):([\t -~\x80-\xff]*)", line, re.A)
-        name, value = (header[1].lower(), header[2].strip(" \t")) if header else ("", "")
-        if not name or name in ONLY_ONCE and name in headers:
-            raise HandshakeError(400, f"more than one {name}" if name else "a line is no header")
+    match = re.fullmatch(HEAD, data[:end].decode("latin-1"), re.A)
+    method, target, lines = match.groups() if match else ("GET", "", "")
+    headers = {}
+    for line in lines.split("\r\n")[:-1]:
+        name, _, value = line.partition(":")
+        name, value = name.lower(), value.strip(" \t")
+        if name in headers and name in ONLY_ONCE:
+            raise HandshakeError(400, f"more than one {name}")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    if request and request[1] != "GET":
+    if method != "GET":
         raise HandshakeError(405, "the method is not GET")
-    if not request or request[2][0] != "/" or "host" not in headers:
-        raise HandshakeError(400, "no HTTP/1.1, no path or no Host")
-    return request[2], headers
+    if target[:1] != "/" or "host" not in headers:  # a URL would name a second host
+        raise HandshakeError(400, "no request of HTTP/1.1 with a path and a Host")
+    return target, headers, data[end:]
 
 
-def refusal(status: int) -> bytes:
-    """Return the HTTP response that refuses a handshake."""
+def response(status: int, *headers: str, body: str = "") -> bytes:
+    """Return an HTTP response."""
     from http import HTTPStatus
 
-    line = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{EXTRA_HEADERS.get(status, '')}"
-    return f"{line}Connection: close\r\nContent-Type: text/plain\r\n\r\n{REFUSAL}\n".encode()
+    first = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"
+    return "\r\n".join((first, *headers, "", body)).encode()
 
 
 # ---- Frames (5) ---------------------------------------------------------------------------------
@@ -147,12 +137,9 @@ def read_frames(receive, max_message_size: int, data: bytes = b""):
     """
     at, size = 0, None  # where in data the next frame begins; bytes of a message that is not whole
     while True:
-        if at == len(data):
-            data, at = receive(), 0
-        while not (head := frame_head(data, at)):
+        while len(data) < at + 2 or not (head := frame_head(data, at)):
             data, at = data[at:] + receive(), 0
-        first, length, key, at = head
-        opcode, fin = first & 0x0F, first >= FIN
+        opcode, fin, length, key, at = head
         if opcode < CLOSE:
             if (opcode == CONTINUATION) is (size is None):
                 raise ProtocolError(1002, "a fragment out of order")  # (5.4)
@@ -164,44 +151,34 @@ def read_frames(receive, max_message_size: int, data: bytes = b""):
                 yield opcode, unmask(part, key), False, False
                 opcode, length = CONTINUATION, length - len(part)
                 key, data, at = (key * 2)[len(part) % 4 :][:4], receive(), 0
-            if fin:
-                size = None
+            size = None if fin else size
         while len(data) < at + length:
             data, at = data[at:] + receive(), 0
         payload, at = data[at : at + length], at + length
         yield opcode, unmask(payload, key), fin, at < len(data)
 
 
-def frame_head(data: bytes, at: int) -> tuple[int, int, bytes, int] | None:
-    """Return (first byte, payload's length, masking-key, payload's place), None if not all is here.
-
-    Raise ProtocolError if no client may send it.
-    """
-    if len(data) < at + 2:
-        return None
-    first, second = data[at], data[at + 1]
-    if first not in FIRST_BYTES or second < MASK:  # (5.2, 5.1)
-        raise ProtocolError(1002, "no mask" if second < MASK else "a reserved bit or opcode")
-    length, place, shortest = second & 0x7F, at + 6, 0
+def frame_head(data: bytes, at: int) -> tuple[int, bool, int, bytes, int] | None:
+    """Return opcode, FIN, length, masking-key and payload's place, or None if not all is here."""
+    first, length, place = data[at], data[at + 1] - MASK, at + 6
+    if first not in FIRST_BYTES or length < 0 or length > 125 and first & 0x0F >= CLOSE:
+        raise ProtocolError(1002, "no mask, a reserved bit or opcode, or a wrong control frame")
     if length > 125:
-        if first & 0x0F >= CLOSE:
-            raise ProtocolError(1002, "a control frame of more than 125 bytes")  # (5.5)
         place, shortest = (at + 8, 126) if length == 126 else (at + 14, 65_536)
         length = int.from_bytes(data[at + 2 : place - 4], "big")
+        if len(data) >= place and not shortest <= length < 1 << 63:
+            raise ProtocolError(1002, "a length in more bytes than it takes, or over 63 bits")
     if len(data) < place:
         return None
-    if not shortest <= length < 1 << 63:
-        raise ProtocolError(1002, "a length in more bytes than it takes, or over 63 bits")
-    return first, length, data[place - 4 : place], place
+    return first & 0x0F, first >= FIN, length, data[place - 4 : place], place
 
 
-def unmask(payload: bytes, key: bytes, number=int.from_bytes) -> bytes:
+def unmask(payload: bytes, key: bytes) -> bytes:
     """Return the payload without its masking-key (5.3), in the way that is quicker for its size."""
     size = len(payload)
     if size < 8_192:
-        words = (size + 3) // 4
-        unmasked = number(payload, "little") ^ number(key * words, "little")
-        return unmasked.to_bytes(4 * words, "little")[:size]
+        mask = int.from_bytes((key * (size // 4 + 1))[:size], "little")
+        return (int.from_bytes(payload, "little") ^ mask).to_bytes(size, "little")
     data = bytearray(payload)
     for place, byte in enumerate(key):
         table = (ALL_BYTES ^ byte * ONES).to_bytes(256, "little")  # each byte, unmasked
@@ -228,14 +205,6 @@ def decode(payload: bytes, decoder=None, final: bool = True) -> str:
     if text is None or decoder and b"\xed\xa0" <= decoder.getstate()[0] < b"\xee":
         raise ProtocolError(1007, "text that is not UTF-8")
     return text
-
-
-def close_frame(code: int, reason: str = "") -> bytes:
-    """Return a Close (5.5.1), for 1005 an empty one. Raise ValueError if it may not be sent."""
-    payload = b"" if code == 1005 else code.to_bytes(2, "big") + reason.encode()
-    if payload and code not in CLOSE_CODES or len(payload) > 125:
-        raise ValueError(f"not to be sent in a Close: {code} {reason}")
-    return frame(CLOSE, payload)
 
 
 def close_code(payload: bytes) -> int:
@@ -272,65 +241,66 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Start the closing handshake (7.1.2), from any thread. Raise as send, or ValueError."""
-        self._write(close_frame(code, reason), closing=code)
-        self._close_timer.start()
+        payload = b"" if code == 1005 else code.to_bytes(2, "big") + reason.encode()  # (7.1.5)
+        if payload and code not in CLOSE_CODES or len(payload) > 125:
+            raise ValueError(f"not to be sent in a Close: {code} {reason}")
+        self._write(frame(CLOSE, payload), closing=code)
 
     def setup(self) -> None:
-        self._writing = threading.Lock()
+        self.server.connections.add(self)
+        self.number, self.is_open = next(self.server.numbers), False
+        self._writing, self._closing = threading.Lock(), None  # the status or code that was sent
         self._gathering, self._gathered = False, []  # frames that leave together, while more come
-        self._closing = None  # the code of the Close that was sent
-        # Made here, because the answer to a Close may cancel it before close() can start it.
-        self._close_timer = threading.Timer(CLOSE_TIMEOUT, self._drop)
+        self._deadline = time.monotonic() + HEAD_TIMEOUT
+        with suppress(OSError):  # macOS: the peer has gone, as will be seen
+            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+            # In the kernel: Python's own limit would slow down each call.
+            for option, seconds in ((socket.SO_SNDTIMEO, SEND_TIMEOUT), (socket.SO_RCVTIMEO, 1)):
+                self.request.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
 
     def handle(self) -> None:
         """Live the life of the connection; what ends it is decided here."""
         try:
-            received = self.open()
+            received = self._open()
+            self.log("=", f"open from {self.headers.get('origin', 'a program without Origin')}")
             self.log("=", f"closed {self._exchange_messages(received)}")
-        except (HandshakeError, ProtocolError) as error:
-            self._end(*error.args)
+        except HandshakeError as error:
+            status, reason = error.args
+            hints = *HINTS.get(status, ()), "Connection: close", "Content-Type: text/plain"
+            self._end("refused", status, reason, response(status, *hints, body=REFUSAL))
+        except ProtocolError as error:
+            self._end("closed", *error.args)
         except ConnectionError as error:
             self.log("=", f"closed {self._closing or 1006}: {error}")
         except Exception:
-            self._end(1011, "an error in the server")
+            self._end("closed", 1011, "an error in the server")
             raise
 
-    def _end(self, code: int, reason: str) -> None:
-        """Refuse the opening handshake with an HTTP status, or fail the connection (7.1.7)."""
-        is_status = code < 1000
-        self.log("!", f"{'refused' if is_status else 'closed'} {code}: {reason}")
+    def _end(self, how: str, code: int, reason: str, refusal: bytes = b"") -> None:
+        """Fail the connection (7.1.7), or refuse its opening handshake."""
+        self.log("!", f"{how} {code}: {reason}")
         with suppress(ConnectionError):  # it has gone, or has a Close already
-            self._write(refusal(code) if is_status else close_frame(code, reason), closing=code)
+            self._write(refusal, closing=code) if refusal else self.close(code, reason)
 
-    def open(self) -> bytes:
+    def _open(self) -> bytes:
         """Complete the opening handshake; return what came behind it."""
         from hashlib import sha1  # this late, because it takes 3 ms
 
-        self._is_counted = self.server.room.acquire(blocking=False)
-        if not self._is_counted:
+        if len(self.server.connections) > MAX_CONNECTIONS:
             raise HandshakeError(503, f"{MAX_CONNECTIONS} connections are open already")
-        head, received = read_head(self.request)
-        self.target, self.headers = parse_head(head)
+        self.target, self.headers, received = read_head(self._receive)
         self.check_handshake()
-        with suppress(OSError):  # macOS: the peer has gone, as will be seen
-            self.request.settimeout(None)
-            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-            # In the kernel: Python's limit would hold for receiving too, and slow down each call.
-            limit = struct.pack("ll", SEND_TIMEOUT, 0)
-            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        accept = sha1(self.headers["sec-websocket-key"].encode() + GUID).digest()
-        self._write(ACCEPTANCE % b2a_base64(accept, newline=False))
+        self._deadline, self.is_open = float("inf"), True
+        digest = sha1(self.headers["sec-websocket-key"].encode() + GUID).digest()
+        accept = f"Sec-WebSocket-Accept: {b2a_base64(digest, newline=False).decode()}"
+        self._write(response(101, "Upgrade: websocket", "Connection: Upgrade", accept))
         return received
 
     def check_handshake(self) -> None:
         """Raise HandshakeError if it does not ask for WebSocket 13, with a key (4.2.1)."""
-        for name, value in (("upgrade", "websocket"), ("connection", "upgrade")):
-            if value not in map(str.strip, self.headers.get(name, "").lower().split(",")):
-                raise HandshakeError(426, "it does not ask for WebSocket")
-        if self.headers.get("sec-websocket-version") != "13":
-            raise HandshakeError(426, "it does not ask for WebSocket 13")
-        if not re.fullmatch(r"[A-Za-z0-9+/]{22}==", self.headers.get("sec-websocket-key", "")):
-            raise HandshakeError(400, "its Sec-WebSocket-Key is not 16 bytes in base64")
+        for name, (pattern, status) in REQUIRED.items():
+            if not re.fullmatch(pattern, self.headers.get(name.lower(), ""), re.I):
+                raise HandshakeError(status, f"its {name} is not that of WebSocket 13")
 
     def _exchange_messages(self, received: bytes) -> int:
         """Receive messages until the closing handshake is complete; return its code."""
@@ -350,9 +320,8 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
                 self._write(frame(PONG, payload))  # (5.5.2)
             elif opcode != PONG:  # which nobody asked for (5.5.3)
                 self._add_fragment(opcode, payload, final)
-        code = close_code(payload)
         if not self._closing:
-            self._write(close_frame(code), closing=code)
+            self.close(close_code(payload))
         return self._closing
 
     def _add_fragment(self, opcode: int, payload: bytes, final: bool) -> None:
@@ -366,20 +335,27 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
             self.message_received(message)
 
     def _receive(self) -> bytes:
+        """Return what comes. Raise ConnectionError when nothing will, HandshakeError 408."""
         if self._gathering:
             self._gathering = False
             self._write(b"")  # nothing stays unsent while the peer is waited for
-        if received := self.request.recv(RECEIVE_SIZE):
-            return received
-        raise ConnectionError("gone without a Close")
+        while time.monotonic() < self._deadline:
+            with suppress(BlockingIOError):  # each second, as the deadline can change
+                if received := self.request.recv(RECEIVE_SIZE):
+                    return received
+                raise ConnectionError("gone without a Close")
+        if self._closing:
+            raise ConnectionError("no answer to our Close")
+        raise HandshakeError(408, f"no complete head within {HEAD_TIMEOUT} s")
 
     def _write(self, data: bytes, closing: int | None = None) -> None:
-        """Send a frame, or keep it while others may join it; a Close, or nothing, at once."""
+        """Send a frame, or keep it while others may join it; the last one, or nothing, at once."""
         with self._writing:
             if self._closing and data:
                 raise ConnectionError("nothing follows a Close")  # (5.5.1)
-            self._closing = self._closing or closing
-            if self._gathering and not closing and len(data) < MAX_GATHERED > len(self._gathered):
+            if closing:
+                self._closing, self._deadline = closing, time.monotonic() + CLOSE_TIMEOUT
+            elif self._gathering and len(data) < MAX_GATHERED > len(self._gathered):
                 return self._gathered.append(data)
             if self._gathered:
                 data, self._gathered = b"".join(self._gathered) + data, []
@@ -398,16 +374,12 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
 
         Bytes that nobody reads make the kernel send a reset, which can overtake our Close.
         """
-        self._close_timer.cancel()
-        deadline = time.monotonic() + CLOSE_TIMEOUT
-        with suppress(OSError):  # it has gone, or sends on when the time is over
+        self._deadline, self._gathering = time.monotonic() + CLOSE_TIMEOUT, False
+        with suppress(OSError, HandshakeError):  # it has gone, or sends on when the time is over
             self.request.shutdown(socket.SHUT_WR)
-            while self._is_counted and (left := deadline - time.monotonic()) > 0:
-                self.request.settimeout(left)
-                if not self.request.recv(RECEIVE_SIZE):
-                    break
-        if self._is_counted:
-            self.server.room.release()
+            while self._closing != 503:  # whose place somebody else could have
+                self._receive()
+        self.server.connections.discard(self)
 
 
 class WebSocketServer(socketserver.ThreadingTCPServer):
@@ -415,7 +387,7 @@ class WebSocketServer(socketserver.ThreadingTCPServer):
 
     allow_reuse_address = daemon_threads = True
     request_queue_size = 128
-    room = threading.Semaphore(MAX_CONNECTIONS)  # of all servers in this process
+    connections, numbers = set(), itertools.count(1)  # of all servers in this process
 
 
 class WebSocketServerIPv6(WebSocketServer):
@@ -425,8 +397,8 @@ class WebSocketServerIPv6(WebSocketServer):
 # ---- Scripts ------------------------------------------------------------------------------------
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-INSTALLED = HERE.endswith(".sketchplugin/Contents/Sketch")
-BUNDLE = HERE[: -len("/Contents/Sketch")] if INSTALLED else f"{HERE}/plugin/pebble.sketchplugin"
+IS_INSTALLED = os.path.isfile(f"{HERE}/manifest.json")
+BUNDLE = os.path.abspath(f"{HERE}/../.." if IS_INSTALLED else f"{HERE}/plugin/pebble.sketchplugin")
 RESOURCES = f"{BUNDLE}/Contents/Resources"
 SESSION = f"{RESOURCES}/session.js"
 NO_SKETCH = "There is no Sketch. Install it, or name it with --sketch APP, and start again."
@@ -456,6 +428,7 @@ def find_command(message: str) -> tuple[str, str]:
 def find_sketch() -> str | None:
     """Return the newest Sketch application that macOS knows, None if there is none."""
     import plistlib
+    import subprocess
 
     command = ["mdfind", "kMDItemCFBundleIdentifier == 'com.bohemiancoding.sketch3'"]
     found, versions = "", {}
@@ -481,32 +454,38 @@ def run_sketchtool(arguments: list[str], seconds_left) -> tuple[str, str]:
     Its last line decides, OK or ERROR, else its exit status. When seconds_left() are none its
     process group is killed. Raise UserError then, and if it cannot be started.
     """
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    try:
-        process = subprocess.Popen(arguments, bufsize=0, start_new_session=True, **pipes)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{arguments[0]} cannot be started: {error}.") from None
-    output, status, pause = b"", None, 0
-    with process.stdout:
-        while status is None and seconds_left() > 0:
-            status = process.poll()  # before reading: what it printed is in the pipe by then
+    reader, writer = os.pipe()
+    redirections = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+    redirections += [(os.POSIX_SPAWN_DUP2, writer, number) for number in (1, 2)]
+    options = {"file_actions": redirections, "setpgroup": 0}
+    options.update(setsigmask=(), setsigdef=(signal.SIGPIPE,))  # as a shell has them
+    with open(reader, "rb", 0) as pipe:
+        try:
+            process = os.posix_spawn(arguments[0], arguments, os.environ, **options)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{arguments[0]} cannot be started: {error}.") from None
+        finally:
+            os.close(writer)
+        output, ended, pause = b"", 0, 0.00005
+        while not ended and seconds_left() > 0:
+            ended, status = os.waitpid(process, os.WNOHANG)  # what it printed is in the pipe by now
             # Its output ends when it does, unless a child of its own goes on: look now and then.
-            if select.select([process.stdout], [], [], 0.1 if status is None else 0)[0]:
-                received = process.stdout.read(RECEIVE_SIZE)
+            if select.select([pipe], [], [], 0 if ended else 0.1)[0]:
+                received = pipe.read(RECEIVE_SIZE)
                 output = (output + received)[-RECEIVE_SIZE:]
-                if not received and status is None:
-                    time.sleep(pause)  # it ends any moment: wait(timeout) would start with 0.5 ms
-                    pause = min(2 * pause or 0.00005, 0.1)
-    if status is None:
+                if not received and not ended:
+                    time.sleep(pause)  # it ends any moment
+                    pause = min(2 * pause, 0.1)
+    if not ended:
         with suppress(OSError):  # it ends at this moment
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+            os.killpg(process, signal.SIGKILL)
+        os.waitpid(process, 0)
         raise UserError("The script did not end in time and was killed. Does it show an alert?")
     text = output.decode("utf-8", "replace").strip()
     word, _, rest = text.rpartition("\n")[2].strip().partition(" ")
     if word in ("OK", "ERROR"):
         return "done" if word == "OK" else "failed", rest.strip()
-    if status:
+    if status := os.waitstatus_to_exitcode(status):
         return "failed", text or f"sketchtool ended with {status} and printed nothing."
     return "done", text
 
@@ -517,12 +496,8 @@ def run_sketchtool(arguments: list[str], seconds_left) -> tuple[str, str]:
 class DialogueHandler(WebSocketHandler):
     """The connection of a dialogue: each message is a click, and is answered."""
 
-    def setup(self) -> None:
-        super().setup()
-        self.bridge, self.number = self.server.bridge, next(self.server.bridge.numbers)
-
     def log(self, direction: str, text: str, end: str = "") -> None:
-        self.bridge.log(f"#{self.number} {direction}", text, end)
+        self.server.bridge.log(f"#{self.number} {direction}", text, end)
 
     def check_handshake(self) -> None:
         """Raise HandshakeError unless it asks by a local name, from no web page, with the token."""
@@ -532,14 +507,8 @@ class DialogueHandler(WebSocketHandler):
         if origin not in (None, "null", "file://"):
             raise HandshakeError(403, f"Origin {origin}")
         super().check_handshake()
-        if not secrets.compare_digest(self.target, f"/?token={self.bridge.token}"):
+        if not secrets.compare_digest(self.target, f"/?token={self.server.bridge.token}"):
             raise HandshakeError(403, "a wrong token, or none")
-
-    def open(self) -> bytes:
-        received = super().open()
-        self.log("=", f"open from {self.headers.get('origin', 'a program without Origin')}")
-        self.bridge.dialogues.add(self)
-        return received
 
     def message_received(self, message: str | bytes) -> None:
         if isinstance(message, bytes):
@@ -547,95 +516,41 @@ class DialogueHandler(WebSocketHandler):
         self.log("<", message)
         if message not in SCRIPTS:
             text = "SCRIPTS has no such message. Add it there, and start the server again."
-            self.send(self.answer(message, "unknown", text))
-        elif self.bridge.room.acquire(blocking=False):
-            self.bridge.clicks.put((self, message))
+            self.answer(message, "unknown", text)
+        elif self.server.bridge.room.acquire(blocking=False):
+            self.server.bridge.clicks.put((self, message))
         else:
             text = f"{MAX_WAITING} clicks are waiting already. Wait for their answers."
-            self.send(self.answer(message, "busy", text))
+            self.answer(message, "busy", text)
 
-    def answer(self, message: str, status: str, output: str, end: str = "") -> str:
-        """Return the answer to a message, and log it."""
+    def answer(self, message: str, status: str, output: str, end: str = "") -> None:
+        """Answer a message, and log it."""
         self.log(">", f"{status}: {output}", end)
-        message, output = map(self.bridge.without_token, (message, output))
+        message, output = map(self.server.bridge.without_token, (message, output))
         answer = {"message": message[:200], "status": status, "output": output[-MAX_OUTPUT:]}
-        return json.dumps(answer)
+        self.without_waiting(self.send, json.dumps(answer))
 
     def without_waiting(self, method, argument) -> None:
-        """Send or close from another thread. A dialogue that does not read is dropped instead."""
+        """Send or close from any thread. A dialogue that does not read is dropped instead."""
         with suppress(OSError, ValueError):  # it has gone, or goes at this moment
             if select.select([], [self.request], [], 0)[1]:
                 method(argument)
             else:
                 self._drop()
 
-    def finish(self) -> None:
-        self.bridge.dialogues.discard(self)
-        super().finish()
-
 
 class Bridge:
     """What all dialogues share: the token, the log, and Sketch, which runs one script at a time."""
 
-    def __init__(self, app: str | None, dry_run: bool) -> None:
-        self.app, self.dry_run = app, dry_run
+    def __init__(self, servers: list[WebSocketServer], app: str | None, dry_run: bool) -> None:
+        """Let dialogues in, and say what clicks will do. Raise UserError if they cannot find us."""
+        self.servers, self.app, self.dry_run = servers, app, dry_run
         self.token = secrets.token_urlsafe(32)
-        self.numbers = itertools.count(1)
-        self.dialogues: set[DialogueHandler] = set()
         self.clicks: queue.SimpleQueue = queue.SimpleQueue()  # (dialogue, message), None at the end
         self.room = threading.Semaphore(1 + MAX_WAITING)
         self.runner = threading.Thread(target=self.run_clicks, daemon=True)
         self.stop_time = float("inf")  # when whatever runs is killed
-
-    def without_token(self, text: str) -> str:
-        return text.replace(self.token, "[token]")
-
-    def log(self, direction: str, text: str, end: str = "") -> None:
-        """Print one line, whatever the text is: controls escaped, shortened to 200 characters."""
-        text = self.without_token(text)
-        text = text if len(text) <= 200 else f"{text[:199]}…"
-        if not text.isprintable():
-            text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-        self.print(f"{time.strftime('%H:%M:%S')} {direction} {text}{end}")
-
-    def print(self, line: str) -> None:
-        with suppress(ValueError, AttributeError):  # it was closed from the start
-            try:
-                sys.stdout.write(f"{line}\n")
-                sys.stdout.flush()
-            except OSError:  # nobody reads it any more
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-    def run_clicks(self) -> None:
-        """Run scripts in the order of the clicks: Sketch edits one document on one thread."""
-        for dialogue, message in iter(self.clicks.get, None):
-            if self.stop_time < float("inf"):
-                continue  # the server is stopping
-            start = time.monotonic()
-            try:
-                status, output = self.run(message, start + SCRIPT_TIMEOUT)
-            except UserError as error:
-                status, output = "failed", str(error)
-            took = f" ({(time.monotonic() - start) * 1000:.0f} ms)"
-            self.room.release()
-            answer = dialogue.answer(message, status, output, took)
-            dialogue.without_waiting(dialogue.send, answer)
-
-    def run(self, message: str, end: float) -> tuple[str, str]:
-        """Run the script of a message; return status and output of the answer. Raise UserError."""
-        bundle, identifier = find_command(message)
-        if self.dry_run:
-            return "dry run", f"Sketch would run {identifier} of {bundle}."
-        tool = self.app and sketchtool(self.app)
-        if not tool:
-            raise UserError(NO_SKETCH)
-        arguments = [tool, "run", bundle, identifier, "--without-activating"]
-        return run_sketchtool(arguments, lambda: min(end, self.stop_time) - time.monotonic())
-
-    def start(self, servers: list[WebSocketServer]) -> None:
-        """Let dialogues in, and say what clicks will do. Raise UserError if they cannot find us."""
-        self.app = self.app or (None if self.dry_run else find_sketch())
-        self.servers, port = servers, servers[0].server_address[1]
+        port = servers[0].server_address[1]
         session = json.dumps({"port": port, "token": self.token})
         self.session = f"window.pebbleSession = {session};\n"
         partial = f"{SESSION}.{os.getpid()}"
@@ -648,11 +563,11 @@ class Bridge:
                 os.remove(partial)
             remedy = "Make its folder writable, or install the plugin with --install."
             raise UserError(f"{SESSION} cannot be written: {error.strerror}. {remedy}") from None
-        if self.dry_run:
+        if dry_run:
             self.print("Dry run: no script runs; a click is answered with what Sketch would run.")
             self.print(f"To try it, open {RESOURCES}/pebble-dialogue.html in a browser.")
-        elif self.app:
-            self.print(f"Scripts run in {self.app}.")
+        elif app:
+            self.print(f"Scripts run in {app}.")
         else:
             self.log("!", NO_SKETCH)
         for message in SCRIPTS:
@@ -666,6 +581,45 @@ class Bridge:
             threading.Thread(target=server.serve_forever, args=(0.2,), daemon=True).start()
         self.print(f"listening on ws://localhost:{port} (Ctrl-C stops it)")
 
+    def without_token(self, text: str) -> str:
+        return text.replace(self.token, "[token]")
+
+    def log(self, direction: str, text: str, end: str = "") -> None:
+        """Print one line, whatever the text is: controls escaped, shortened to 200 characters."""
+        text = self.without_token(text)
+        text = text if len(text) <= 200 else f"{text[:199]}…"
+        if not text.isprintable():
+            text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        self.print(f"{time.strftime('%H:%M:%S')} {direction} {text}{end}")
+
+    def print(self, line: str) -> None:
+        try:
+            print(f"{line}\n", end="", flush=True)  # in one piece, whatever other threads print
+        except OSError:  # nobody reads it any more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def run_clicks(self) -> None:
+        """Run scripts in the order of the clicks: Sketch edits one document on one thread."""
+        while (click := self.clicks.get()) and self.stop_time == float("inf"):
+            (dialogue, message), start = click, time.monotonic()
+            try:
+                status, output = self.run(message, start + SCRIPT_TIMEOUT)
+            except UserError as error:
+                status, output = "failed", str(error)
+            self.room.release()
+            took = f" ({(time.monotonic() - start) * 1000:.0f} ms)"
+            dialogue.answer(message, status, output, took)
+
+    def run(self, message: str, end: float) -> tuple[str, str]:
+        """Run the script of a message; return status and output of the answer. Raise UserError."""
+        bundle, identifier = find_command(message)
+        if self.dry_run:
+            return "dry run", f"Sketch would run {identifier} of {bundle}."
+        if not (tool := self.app and sketchtool(self.app)):
+            raise UserError(NO_SKETCH)
+        arguments = [tool, "run", bundle, identifier, "--without-activating"]
+        return run_sketchtool(arguments, lambda: min(end, self.stop_time) - time.monotonic())
+
     def stop(self) -> None:
         """Close all connections; let the script that is running end, see STOP_TIMEOUT."""
         with suppress(OSError), open(SESSION) as file:
@@ -673,18 +627,14 @@ class Bridge:
                 os.remove(SESSION)
         self.stop_time = time.monotonic() + STOP_TIMEOUT
         self.clicks.put(None)
-        self.close_dialogues()
         for server in self.servers:
             server.shutdown()
-        self.close_dialogues()  # one more may have come meanwhile
-        deadline = time.monotonic() + CLOSE_TIMEOUT
-        while self.dialogues and time.monotonic() < deadline:
+        for dialogue in list(WebSocketServer.connections):
+            dialogue.without_waiting(dialogue.close, 1001) if dialogue.is_open else dialogue._drop()
+        deadline = time.monotonic() + CLOSE_TIMEOUT + 1
+        while WebSocketServer.connections and time.monotonic() < deadline:
             time.sleep(0.01)
         self.runner.join(STOP_TIMEOUT + 1)
-
-    def close_dialogues(self) -> None:
-        for dialogue in list(self.dialogues):
-            dialogue.without_waiting(dialogue.close, 1001)
 
 
 # ---- Command line -------------------------------------------------------------------------------
@@ -709,10 +659,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--install", metavar="FOLDER", nargs="?", const=PLUGINS, help=text)
     add("--version", action="version", version=f"pebble_ws.py {__version__}")
     options = parser.parse_args(argv)
-    with suppress(AttributeError):  # a stand-in for stdout
-        sys.stdout.reconfigure(errors="backslashreplace")  # any text, whatever the locale
     if not 0 <= options.port <= 65_535:
         parser.error("--port takes a number from 0 to 65535")
+    with suppress(AttributeError):  # a stand-in for stdout
+        sys.stdout.reconfigure(errors="backslashreplace")  # any text, whatever the locale
     try:
         if not os.path.isdir(BUNDLE):
             raise UserError(f"There is no {BUNDLE}. Keep pebble_ws.py beside the folder plugin/.")
@@ -728,29 +678,22 @@ def main(argv: list[str] | None = None) -> int:
 
 def serve(port: int, app: str | None, dry_run: bool) -> None:
     """Run until SIGINT or SIGTERM. Raise UserError if the server cannot start."""
-    if app is not None:
-        app = os.path.abspath(app)
-        if not (app.endswith(".app") and sketchtool(app)):
-            raise UserError(f"{app} is no Sketch application. Name the path of Sketch.app.")
-    stops: list[int] = []  # a handler that raised could itself be interrupted by a signal
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: stops.append(number))
+    app = app and os.path.abspath(app)
+    if app is not None and not (app.endswith(".app") and sketchtool(app)):
+        raise UserError(f"{app} is no Sketch application. Name the path of Sketch.app.")
+    signals = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # in all threads: they wait for sigwait
     servers = listen(port)
-    global json, queue, secrets, subprocess  # this late, because they take their time
+    global json, queue, secrets  # this late, because they take their time
     import json
     import queue
     import secrets
-    import subprocess
 
     dry_run = dry_run or not app and sys.platform != "darwin"  # Sketch is for macOS only
-    bridge = Bridge(app, dry_run)
     try:
-        bridge.start(servers)
-        while not stops:
-            time.sleep(0.1)
+        bridge = Bridge(servers, app or (None if dry_run else find_sketch()), dry_run)
+        signal.sigwait(signals)
         bridge.stop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # the end is near: one more changes nothing
     finally:
         for server in servers:
             server.server_close()
@@ -776,24 +719,20 @@ def install(folder: str) -> None:
     """Copy the plugin with this file into a folder. Raise UserError if that cannot be done."""
     import shutil
 
+    target = os.path.join(os.path.abspath(folder), os.path.basename(BUNDLE))
     if not os.path.isdir(folder):
         raise UserError(f"There is no folder {folder}. Install Sketch first, or name another one.")
-    target = os.path.join(os.path.abspath(folder), os.path.basename(BUNDLE))
     if f"{os.path.realpath(target)}/".startswith(f"{os.path.realpath(BUNDLE)}/"):
         raise UserError(f"{target} is this copy itself. Install another one over it.")
-    partial = f"{target}.partial"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        ignored = shutil.ignore_patterns("session.js*", "__pycache__")
-        shutil.copytree(BUNDLE, partial, ignore=ignored, copy_function=shutil.copyfile)
-        for path, _, _ in os.walk(partial):
-            os.chmod(path, 0o755)  # also where the original is read-only
-        shutil.copyfile(__file__, f"{partial}/Contents/Sketch/pebble_ws.py")
         if os.path.lexists(target):
             shutil.rmtree(target)
-        os.rename(partial, target)
+        ignored = shutil.ignore_patterns("session.js*", "__pycache__")
+        shutil.copytree(BUNDLE, target, ignore=ignored, copy_function=shutil.copyfile)
+        for path, _, _ in os.walk(target):
+            os.chmod(path, 0o755)  # also where the original is read-only
+        shutil.copyfile(__file__, f"{target}/Contents/Sketch/pebble_ws.py")
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{target} cannot be written: {error}.") from None
     print(f"Copied {BUNDLE}\nwith {os.path.abspath(__file__)}\nto {target}.")
     print("Next, in Sketch: Plugins ▸ websocket ▸ webservice-starting-information.")

@@ -1482,10 +1482,11 @@ class Faults(BridgeTestCase):
         with self.noticed_only_as(*["= closed 1006: "] * 2) as witness:
             self.sketch.mood(HOLD)
             clients = [self.connect(client_frame(TEXT, "undo")) for _ in frames]
-            sockets = [client.socket for client in clients]
+            dropped, stuck = (client.socket for client in clients)
             with concurrent.futures.ThreadPoolExecutor() as pool:
                 pool.map(flood, clients, frames)
-                wait_until(lambda: not select.select([], sockets, [], 0.3)[1])  # both are stuck
+                wait_until(lambda: not select.select([], [stuck], [], 0.3)[1])
+                wait_until(lambda: select.select([dropped], [], [], 0.3)[0])
                 start = time.monotonic()
                 self.sketch.reset()
                 self.sketch.say("OK")
