@@ -63,11 +63,7 @@ MAX_GATHERED = 1_000  # frames, of up to as many bytes, that wait to leave toget
 # ---- Opening handshake (4) ----------------------------------------------------------------------
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-REFUSAL = "This is the WebSocket server of a Sketch plugin's dialogue; its log says more.\n"
-HINTS = {405: ("Allow: GET",), 426: ("Upgrade: websocket", "Sec-WebSocket-Version: 13")}
-HEAD = (  # neither a space before a colon nor a line that goes on with the next one
-    r"([!-~]+) ([!-~]+) HTTP/1\.[1-9]\r\n((?:[\w!#$%&'*+.^`|~-]+:[\t -~\x80-\xff]*\r\n)*)\r\n"
-)
+HEAD = r"([!-~]+) ([!-~]+) HTTP/1\.[1-9]\r\n((?:[\w!#$%&'*+.^`|~-]+:[\t -~\x80-\xff]*\r\n)*)\r\n"
 ONLY_ONCE = ("host", "origin", "sec-websocket-key", "sec-websocket-version")
 REQUIRED = {  # a header: the value that asks for WebSocket, the status that refuses all others
     "Upgrade": (r"(.*,\s*)?websocket(\s*,.*)?", 426),
@@ -75,6 +71,12 @@ REQUIRED = {  # a header: the value that asks for WebSocket, the status that ref
     "Sec-WebSocket-Version": ("13", 426),
     "Sec-WebSocket-Key": (r"[A-Za-z0-9+/]{22}==", 400),
 }
+ACCEPTANCE = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: %s\r\n\r\n"
+)
+HINTS = {405: "Allow: GET\r\n", 426: "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"}
+REFUSAL = "This is the WebSocket server of a Sketch plugin's dialogue; its log says more.\n"
 
 
 class HandshakeError(Exception):
@@ -104,12 +106,12 @@ def read_head(receive) -> tuple[str, dict[str, str], bytes]:
     return target, headers, data[end:]
 
 
-def response(status: int, *headers: str, body: str = "") -> bytes:
-    """Return an HTTP response."""
+def refusal(status: int) -> bytes:
+    """Return the HTTP response that refuses a handshake."""
     from http import HTTPStatus
 
-    first = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"
-    return "\r\n".join((first, *headers, "", body)).encode()
+    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{HINTS.get(status, '')}"
+    return f"{head}Connection: close\r\nContent-Type: text/plain\r\n\r\n{REFUSAL}".encode()
 
 
 # ---- Frames (5) ---------------------------------------------------------------------------------
@@ -132,8 +134,8 @@ class ProtocolError(Exception):
 def read_frames(receive, max_message_size: int, data: bytes = b""):
     """Yield (opcode, payload, end of its message, whether more is here) for what a client sends.
 
-    `receive` returns bytes, at least one. Of a long frame each part is yielded when it comes, as
-    the fragment that it might have been (5.4). Raise ProtocolError at the first byte that is wrong.
+    Of a long frame each part is yielded when it comes, as the fragment that it might have been
+    (5.4). Raise ProtocolError at the first byte that is wrong.
     """
     at, size = 0, None  # where in data the next frame begins; bytes of a message that is not whole
     while True:
@@ -207,15 +209,6 @@ def decode(payload: bytes, decoder=None, final: bool = True) -> str:
     return text
 
 
-def close_code(payload: bytes) -> int:
-    """Return the code of a Close, 1005 if it is empty. Raise ProtocolError if it is not allowed."""
-    code = int.from_bytes(payload[:2], "big") if payload else 1005
-    if payload and (len(payload) < 2 or code not in CLOSE_CODES):
-        raise ProtocolError(1002, "a Close with a code that is not allowed")
-    decode(payload[2:])
-    return code
-
-
 # ---- Messages and close (5.4, 5.5, 7) -----------------------------------------------------------
 
 
@@ -264,23 +257,20 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
             received = self._open()
             self.log("=", f"open from {self.headers.get('origin', 'a program without Origin')}")
             self.log("=", f"closed {self._exchange_messages(received)}")
-        except HandshakeError as error:
-            status, reason = error.args
-            hints = *HINTS.get(status, ()), "Connection: close", "Content-Type: text/plain"
-            self._end("refused", status, reason, response(status, *hints, body=REFUSAL))
-        except ProtocolError as error:
-            self._end("closed", *error.args)
+        except (HandshakeError, ProtocolError) as error:
+            self._end(*error.args)
         except ConnectionError as error:
             self.log("=", f"closed {self._closing or 1006}: {error}")
         except Exception:
-            self._end("closed", 1011, "an error in the server")
+            self._end(1011, "an error in the server")
             raise
 
-    def _end(self, how: str, code: int, reason: str, refusal: bytes = b"") -> None:
-        """Fail the connection (7.1.7), or refuse its opening handshake."""
-        self.log("!", f"{how} {code}: {reason}")
+    def _end(self, code: int, reason: str) -> None:
+        """Refuse the opening handshake with an HTTP status, or fail the connection (7.1.7)."""
+        is_status = code < 1000
+        self.log("!", f"{'refused' if is_status else 'closed'} {code}: {reason}")
         with suppress(ConnectionError):  # it has gone, or has a Close already
-            self._write(refusal, closing=code) if refusal else self.close(code, reason)
+            self._write(refusal(code), closing=code) if is_status else self.close(code, reason)
 
     def _open(self) -> bytes:
         """Complete the opening handshake; return what came behind it."""
@@ -291,9 +281,8 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         self.target, self.headers, received = read_head(self._receive)
         self.check_handshake()
         self._deadline, self.is_open = float("inf"), True
-        digest = sha1(self.headers["sec-websocket-key"].encode() + GUID).digest()
-        accept = f"Sec-WebSocket-Accept: {b2a_base64(digest, newline=False).decode()}"
-        self._write(response(101, "Upgrade: websocket", "Connection: Upgrade", accept))
+        accept = sha1(self.headers["sec-websocket-key"].encode() + GUID).digest()
+        self._write(ACCEPTANCE % b2a_base64(accept, newline=False))
         return received
 
     def check_handshake(self) -> None:
@@ -306,8 +295,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         """Receive messages until the closing handshake is complete; return its code."""
         frames = read_frames(self._receive, self.max_message_size, received)
         for opcode, payload, final, more in frames:
-            if more:
-                self._gathering = True
+            self._gathering |= more
             if opcode == CLOSE:
                 break  # what follows it is not read (5.5.1)
             if self._closing:
@@ -320,8 +308,12 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
                 self._write(frame(PONG, payload))  # (5.5.2)
             elif opcode != PONG:  # which nobody asked for (5.5.3)
                 self._add_fragment(opcode, payload, final)
+        code = int.from_bytes(payload[:2], "big") if payload else 1005
+        decode(payload[2:])
+        if payload and (len(payload) < 2 or code not in CLOSE_CODES):
+            raise ProtocolError(1002, "a Close with a code that is not allowed")
         if not self._closing:
-            self.close(close_code(payload))
+            self.close(code)
         return self._closing
 
     def _add_fragment(self, opcode: int, payload: bytes, final: bool) -> None:
@@ -401,6 +393,7 @@ IS_INSTALLED = os.path.isfile(f"{HERE}/manifest.json")
 BUNDLE = os.path.abspath(f"{HERE}/../.." if IS_INSTALLED else f"{HERE}/plugin/pebble.sketchplugin")
 RESOURCES = f"{BUNDLE}/Contents/Resources"
 SESSION = f"{RESOURCES}/session.js"
+ENVIRONMENT = dict(os.environb)  # encoded once: that of os.environ is encoded at each use
 NO_SKETCH = "There is no Sketch. Install it, or name it with --sketch APP, and start again."
 
 
@@ -416,7 +409,7 @@ def find_command(message: str) -> tuple[str, str]:
     if not bundle or not os.path.isfile(script):
         raise UserError(f"There is no {script} in a .sketchplugin. Put it there, or mend SCRIPTS.")
     try:
-        with open(manifest, encoding="utf-8") as file:
+        with open(manifest, "rb") as file:
             for command in json.load(file)["commands"]:
                 if os.path.normpath(f"{manifest}/../{command['script']}") == script:
                     return bundle[:-1], str(command["identifier"])
@@ -455,18 +448,18 @@ def run_sketchtool(arguments: list[str], seconds_left) -> tuple[str, str]:
     process group is killed. Raise UserError then, and if it cannot be started.
     """
     reader, writer = os.pipe()
-    redirections = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
-    redirections += [(os.POSIX_SPAWN_DUP2, writer, number) for number in (1, 2)]
-    options = {"file_actions": redirections, "setpgroup": 0}
-    options.update(setsigmask=(), setsigdef=(signal.SIGPIPE,))  # as a shell has them
+    actions = [(os.POSIX_SPAWN_DUP2, writer, 1), (os.POSIX_SPAWN_DUP2, writer, 2)]
+    actions.append((os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0))
+    options = {"file_actions": actions, "setpgroup": 0}
+    options.update(setsigmask=(), setsigdef=(signal.SIGPIPE,))  # as a shell would have them
+    output, ended, pause = b"", 0, 0
     with open(reader, "rb", 0) as pipe:
         try:
-            process = os.posix_spawn(arguments[0], arguments, os.environ, **options)
+            process = os.posix_spawn(arguments[0], arguments, ENVIRONMENT, **options)
         except (OSError, ValueError) as error:
             raise UserError(f"{arguments[0]} cannot be started: {error}.") from None
         finally:
             os.close(writer)
-        output, ended, pause = b"", 0, 0.00005
         while not ended and seconds_left() > 0:
             ended, status = os.waitpid(process, os.WNOHANG)  # what it printed is in the pipe by now
             # Its output ends when it does, unless a child of its own goes on: look now and then.
@@ -475,7 +468,7 @@ def run_sketchtool(arguments: list[str], seconds_left) -> tuple[str, str]:
                 output = (output + received)[-RECEIVE_SIZE:]
                 if not received and not ended:
                     time.sleep(pause)  # it ends any moment
-                    pause = min(2 * pause, 0.1)
+                    pause = min(2 * pause or 0.00005, 0.1)
     if not ended:
         with suppress(OSError):  # it ends at this moment
             os.killpg(process, signal.SIGKILL)
@@ -515,13 +508,11 @@ class DialogueHandler(WebSocketHandler):
             raise ProtocolError(1003, "a binary message")
         self.log("<", message)
         if message not in SCRIPTS:
-            text = "SCRIPTS has no such message. Add it there, and start the server again."
-            self.answer(message, "unknown", text)
+            self.answer(message, "unknown", "SCRIPTS has no such message. Add it, and start again.")
         elif self.server.bridge.room.acquire(blocking=False):
             self.server.bridge.clicks.put((self, message))
         else:
-            text = f"{MAX_WAITING} clicks are waiting already. Wait for their answers."
-            self.answer(message, "busy", text)
+            self.answer(message, "busy", f"{MAX_WAITING} clicks are waiting. Try again after them.")
 
     def answer(self, message: str, status: str, output: str, end: str = "") -> None:
         """Answer a message, and log it."""
@@ -588,8 +579,7 @@ class Bridge:
         """Print one line, whatever the text is: controls escaped, shortened to 200 characters."""
         text = self.without_token(text)
         text = text if len(text) <= 200 else f"{text[:199]}…"
-        if not text.isprintable():
-            text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
         self.print(f"{time.strftime('%H:%M:%S')} {direction} {text}{end}")
 
     def print(self, line: str) -> None:
@@ -615,7 +605,8 @@ class Bridge:
         bundle, identifier = find_command(message)
         if self.dry_run:
             return "dry run", f"Sketch would run {identifier} of {bundle}."
-        if not (tool := self.app and sketchtool(self.app)):
+        tool = self.app and sketchtool(self.app)
+        if not tool:
             raise UserError(NO_SKETCH)
         arguments = [tool, "run", bundle, identifier, "--without-activating"]
         return run_sketchtool(arguments, lambda: min(end, self.stop_time) - time.monotonic())
@@ -646,11 +637,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status. Bad arguments exit with argparse's usage."""
     import argparse
 
-    parser = argparse.ArgumentParser(
-        prog="pebble_ws.py",
-        description=__doc__.partition("\n")[0],
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100),  # asks no terminal
-    )
+    parser = argparse.ArgumentParser("pebble_ws.py", description=__doc__.partition("\n")[0])
+    # With a width it asks no terminal, for which it would import another module:
+    parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=100)
     add = parser.add_argument
     add("--port", type=int, default=9912, help="where to listen (default: 9912; 0: any free port)")
     add("--sketch", metavar="APP", help="the Sketch application to use (default: the newest)")
@@ -683,14 +672,22 @@ def serve(port: int, app: str | None, dry_run: bool) -> None:
         raise UserError(f"{app} is no Sketch application. Name the path of Sketch.app.")
     signals = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # in all threads: they wait for sigwait
-    servers = listen(port)
-    global json, queue, secrets  # this late, because they take their time
-    import json
-    import queue
-    import secrets
-
-    dry_run = dry_run or not app and sys.platform != "darwin"  # Sketch is for macOS only
+    servers: list[WebSocketServer] = []
     try:
+        try:  # of localhost, a browser tries either address
+            servers.append(WebSocketServer(("127.0.0.1", port), DialogueHandler))
+            port = servers[0].server_address[1]
+            servers.append(WebSocketServerIPv6(("::1", port), DialogueHandler))
+        except OSError as error:
+            if not servers or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                remedy = "Stop the other server, or choose another port with --port."
+                raise UserError(f"Port {port} cannot be used: {error.strerror}. {remedy}") from None
+        global json, queue, secrets  # this late, because they take their time
+        import json
+        import queue
+        import secrets
+
+        dry_run = dry_run or not app and sys.platform != "darwin"  # Sketch is for macOS only
         bridge = Bridge(servers, app or (None if dry_run else find_sketch()), dry_run)
         signal.sigwait(signals)
         bridge.stop()
@@ -699,25 +696,9 @@ def serve(port: int, app: str | None, dry_run: bool) -> None:
             server.server_close()
 
 
-def listen(port: int) -> list[WebSocketServer]:
-    """Return a server for each loopback address: of localhost, a browser tries either."""
-    servers: list[WebSocketServer] = []
-    try:
-        servers.append(WebSocketServer(("127.0.0.1", port), DialogueHandler))
-        port = servers[0].server_address[1]
-        servers.append(WebSocketServerIPv6(("::1", port), DialogueHandler))
-    except OSError as error:
-        if not servers or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-            for server in servers:
-                server.server_close()
-            remedy = "Stop the other server, or choose another port with --port."
-            raise UserError(f"Port {port} cannot be used: {error.strerror}. {remedy}") from None
-    return servers
-
-
 def install(folder: str) -> None:
     """Copy the plugin with this file into a folder. Raise UserError if that cannot be done."""
-    import shutil
+    from shutil import copyfile, copytree, ignore_patterns, rmtree
 
     target = os.path.join(os.path.abspath(folder), os.path.basename(BUNDLE))
     if not os.path.isdir(folder):
@@ -725,13 +706,11 @@ def install(folder: str) -> None:
     if f"{os.path.realpath(target)}/".startswith(f"{os.path.realpath(BUNDLE)}/"):
         raise UserError(f"{target} is this copy itself. Install another one over it.")
     try:
-        if os.path.lexists(target):
-            shutil.rmtree(target)
-        ignored = shutil.ignore_patterns("session.js*", "__pycache__")
-        shutil.copytree(BUNDLE, target, ignore=ignored, copy_function=shutil.copyfile)
+        rmtree(target, ignore_errors=True)
+        copytree(BUNDLE, target, ignore=ignore_patterns("session.js*"), copy_function=copyfile)
         for path, _, _ in os.walk(target):
             os.chmod(path, 0o755)  # also where the original is read-only
-        shutil.copyfile(__file__, f"{target}/Contents/Sketch/pebble_ws.py")
+        copyfile(__file__, f"{target}/Contents/Sketch/pebble_ws.py")
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error}.") from None
     print(f"Copied {BUNDLE}\nwith {os.path.abspath(__file__)}\nto {target}.")
