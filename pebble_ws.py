@@ -280,7 +280,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
             raise HandshakeError(503, f"{MAX_CONNECTIONS} connections are open already")
         self.target, self.headers, received = read_head(self._receive)
         self.check_handshake()
-        self._deadline, self.is_open = float("inf"), True
+        self._deadline, self.is_open = None, True
         accept = sha1(self.headers["sec-websocket-key"].encode() + GUID).digest()
         self._write(ACCEPTANCE % b2a_base64(accept, newline=False))
         return received
@@ -331,11 +331,14 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         if self._gathering:
             self._gathering = False
             self._write(b"")  # nothing stays unsent while the peer is waited for
-        while time.monotonic() < self._deadline:
-            with suppress(BlockingIOError):  # each second, as the deadline can change
-                if received := self.request.recv(RECEIVE_SIZE):
-                    return received
-                raise ConnectionError("gone without a Close")
+        while self._deadline is None or time.monotonic() < self._deadline:
+            try:
+                received = self.request.recv(RECEIVE_SIZE)
+            except BlockingIOError:
+                continue  # each second, as the deadline can change
+            if received:
+                return received
+            raise ConnectionError("gone without a Close")
         if self._closing:
             raise ConnectionError("no answer to our Close")
         raise HandshakeError(408, f"no complete head within {HEAD_TIMEOUT} s")
