@@ -56,7 +56,7 @@ MAX_CONNECTIONS = 200  # macOS gives a process 256 file descriptors
 MAX_HEAD = 8_192  # bytes of an opening handshake: a browser sends some 500
 HEAD_TIMEOUT = 10  # seconds for all of it
 SEND_TIMEOUT = 7  # seconds; the kernel lets a send that got half way wait once more
-CLOSE_TIMEOUT = 3  # seconds for a peer to answer our Close, or to see that TCP is dropped
+CLOSE_TIMEOUT = 3  # seconds for a peer to answer our Close, and again to see that TCP is dropped
 RECEIVE_SIZE = 65_536  # bytes received at a time, and kept of a script's output
 MAX_GATHERED = 1_000  # frames, of up to as many bytes, that wait to leave together
 
@@ -66,8 +66,8 @@ GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 HEAD = r"([!-~]+) ([!-~]+) HTTP/1\.[1-9]\r\n((?:[\w!#$%&'*+.^`|~-]+:[\t -~\x80-\xff]*\r\n)*)\r\n"
 ONLY_ONCE = ("host", "origin", "sec-websocket-key", "sec-websocket-version")
 REQUIRED = {  # a header: the value that asks for WebSocket, the status that refuses all others
-    "Upgrade": (r"(.*,\s*)?websocket(\s*,.*)?", 426),
-    "Connection": (r"(.*,\s*)?upgrade(\s*,.*)?", 426),
+    "Upgrade": (r"(.*,[ \t]*)?websocket([ \t]*,.*)?", 426),
+    "Connection": (r"(.*,[ \t]*)?upgrade([ \t]*,.*)?", 426),
     "Sec-WebSocket-Version": ("13", 426),
     "Sec-WebSocket-Key": (r"[A-Za-z0-9+/]{22}==", 400),
 }
@@ -135,7 +135,7 @@ def read_frames(receive, max_message_size: int, data: bytes = b""):
     """Yield (opcode, payload, end of its message, whether more is here) for what a client sends.
 
     Of a long frame each part is yielded when it comes, as the fragment that it might have been
-    (5.4). Raise ProtocolError at the first byte that is wrong.
+    (5.4). Raise ProtocolError as soon as the head of a frame is wrong.
     """
     at, size = 0, None  # where in data the next frame begins; bytes of a message that is not whole
     while True:
@@ -221,6 +221,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         """Do something with a message: str for text, bytes for binary.
 
         Answers to messages that came together leave together: what takes long belongs in a thread.
+        A ConnectionError ends this connection: catch that of a send to another one.
         """
         raise NotImplementedError
 
@@ -234,9 +235,9 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Start the closing handshake (7.1.2), from any thread. Raise as send, or ValueError."""
-        payload = b"" if code == 1005 else code.to_bytes(2, "big") + reason.encode()  # (7.1.5)
-        if payload and code not in CLOSE_CODES or len(payload) > 125:
+        if code != 1005 and code not in CLOSE_CODES or len(reason.encode()) > 123:
             raise ValueError(f"not to be sent in a Close: {code} {reason}")
+        payload = b"" if code == 1005 else code.to_bytes(2, "big") + reason.encode()  # (7.1.5)
         self._write(frame(CLOSE, payload), closing=code)
 
     def setup(self) -> None:
@@ -262,7 +263,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         except ConnectionError as error:
             self.log("=", f"closed {self._closing or 1006}: {error}")
         except Exception:
-            self._end(1011, "an error in the server")
+            self._end(1011 if self.is_open else 500, "an error in the server")
             raise
 
     def _end(self, code: int, reason: str) -> None:
@@ -280,9 +281,10 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
             raise HandshakeError(503, f"{MAX_CONNECTIONS} connections are open already")
         self.target, self.headers, received = read_head(self._receive)
         self.check_handshake()
-        self._deadline, self.is_open = None, True
+        self._deadline = None
         accept = sha1(self.headers["sec-websocket-key"].encode() + GUID).digest()
         self._write(ACCEPTANCE % b2a_base64(accept, newline=False))
+        self.is_open = True
         return received
 
     def check_handshake(self) -> None:
@@ -310,7 +312,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
                 self._add_fragment(opcode, payload, final)
         code = int.from_bytes(payload[:2], "big") if payload else 1005
         decode(payload[2:])
-        if payload and (len(payload) < 2 or code not in CLOSE_CODES):
+        if payload and code not in CLOSE_CODES:
             raise ProtocolError(1002, "a Close with a code that is not allowed")
         if not self._closing:
             self.close(code)
@@ -453,8 +455,8 @@ def run_sketchtool(arguments: list[str], seconds_left) -> tuple[str, str]:
     reader, writer = os.pipe()
     actions = [(os.POSIX_SPAWN_DUP2, writer, 1), (os.POSIX_SPAWN_DUP2, writer, 2)]
     actions.append((os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0))
-    options = {"file_actions": actions, "setpgroup": 0}
-    options.update(setsigmask=(), setsigdef=(signal.SIGPIPE,))  # as a shell would have them
+    signals = {"setsigmask": (), "setsigdef": (signal.SIGPIPE, signal.SIGXFSZ)}  # as a shell's
+    options = {"file_actions": actions, "setpgroup": 0, **signals}
     output, ended, pause = b"", 0, 0
     with open(reader, "rb", 0) as pipe:
         try:
@@ -473,7 +475,8 @@ def run_sketchtool(arguments: list[str], seconds_left) -> tuple[str, str]:
                     time.sleep(pause)  # it ends any moment
                     pause = min(2 * pause or 0.00005, 0.1)
     if not ended:
-        with suppress(OSError):  # it ends at this moment
+        os.kill(process, signal.SIGKILL)
+        with suppress(OSError):  # it has left its process group, or ends at this moment
             os.killpg(process, signal.SIGKILL)
         os.waitpid(process, 0)
         raise UserError("The script did not end in time and was killed. Does it show an alert?")
@@ -520,14 +523,15 @@ class DialogueHandler(WebSocketHandler):
     def answer(self, message: str, status: str, output: str, end: str = "") -> None:
         """Answer a message, and log it."""
         self.log(">", f"{status}: {output}", end)
-        message, output = map(self.server.bridge.without_token, (message, output))
+        token = self.server.bridge.token
+        message, output = (text.replace(token, "[token]") for text in (message, output))
         answer = {"message": message[:200], "status": status, "output": output[-MAX_OUTPUT:]}
         self.without_waiting(self.send, json.dumps(answer))
 
     def without_waiting(self, method, argument) -> None:
-        """Send or close from any thread. A dialogue that does not read is dropped instead."""
+        """Send or close from any thread. A dialogue that cannot take it is dropped instead."""
         with suppress(OSError, ValueError):  # it has gone, or goes at this moment
-            if select.select([], [self.request], [], 0)[1]:
+            if self.is_open and select.select([], [self.request], [], 0)[1]:
                 method(argument)
             else:
                 self._drop()
@@ -537,14 +541,16 @@ class Bridge:
     """What all dialogues share: the token, the log, and Sketch, which runs one script at a time."""
 
     def __init__(self, servers: list[WebSocketServer], app: str | None, dry_run: bool) -> None:
-        """Let dialogues in, and say what clicks will do. Raise UserError if they cannot find us."""
         self.servers, self.app, self.dry_run = servers, app, dry_run
         self.token = secrets.token_urlsafe(32)
         self.clicks: queue.SimpleQueue = queue.SimpleQueue()  # (dialogue, message), None at the end
         self.room = threading.Semaphore(1 + MAX_WAITING)
         self.runner = threading.Thread(target=self.run_clicks, daemon=True)
         self.stop_time = float("inf")  # when whatever runs is killed
-        port = servers[0].server_address[1]
+
+    def start(self) -> None:
+        """Let dialogues in, and say what clicks will do. Raise UserError if they cannot find us."""
+        port = self.servers[0].server_address[1]
         session = json.dumps({"port": port, "token": self.token})
         self.session = f"window.pebbleSession = {session};\n"
         partial = f"{SESSION}.{os.getpid()}"
@@ -557,11 +563,11 @@ class Bridge:
                 os.remove(partial)
             remedy = "Make its folder writable, or install the plugin with --install."
             raise UserError(f"{SESSION} cannot be written: {error.strerror}. {remedy}") from None
-        if dry_run:
+        if self.dry_run:
             self.print("Dry run: no script runs; a click is answered with what Sketch would run.")
             self.print(f"To try it, open {RESOURCES}/pebble-dialogue.html in a browser.")
-        elif app:
-            self.print(f"Scripts run in {app}.")
+        elif self.app:
+            self.print(f"Scripts run in {self.app}.")
         else:
             self.log("!", NO_SKETCH)
         for message in SCRIPTS:
@@ -570,17 +576,14 @@ class Bridge:
             except UserError as error:
                 self.log("!", message, f": {error}")
         self.runner.start()
-        for server in servers:
+        for server in self.servers:
             server.bridge = self
-            threading.Thread(target=server.serve_forever, args=(0.2,), daemon=True).start()
+            threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
         self.print(f"listening on ws://localhost:{port} (Ctrl-C stops it)")
-
-    def without_token(self, text: str) -> str:
-        return text.replace(self.token, "[token]")
 
     def log(self, direction: str, text: str, end: str = "") -> None:
         """Print one line, whatever the text is: controls escaped, shortened to 200 characters."""
-        text = self.without_token(text)
+        text = text.replace(self.token, "[token]")
         text = text if len(text) <= 200 else f"{text[:199]}…"
         text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
         self.print(f"{time.strftime('%H:%M:%S')} {direction} {text}{end}")
@@ -597,7 +600,7 @@ class Bridge:
             (dialogue, message), start = click, time.monotonic()
             try:
                 status, output = self.run(message, start + SCRIPT_TIMEOUT)
-            except UserError as error:
+            except (UserError, OSError) as error:  # the latter for want of descriptors, say
                 status, output = "failed", str(error)
             self.room.release()
             took = f" ({(time.monotonic() - start) * 1000:.0f} ms)"
@@ -608,8 +611,7 @@ class Bridge:
         bundle, identifier = find_command(message)
         if self.dry_run:
             return "dry run", f"Sketch would run {identifier} of {bundle}."
-        tool = self.app and sketchtool(self.app)
-        if not tool:
+        if not (tool := self.app and sketchtool(self.app)):
             raise UserError(NO_SKETCH)
         arguments = [tool, "run", bundle, identifier, "--without-activating"]
         return run_sketchtool(arguments, lambda: min(end, self.stop_time) - time.monotonic())
@@ -624,7 +626,7 @@ class Bridge:
         for server in self.servers:
             server.shutdown()
         for dialogue in list(WebSocketServer.connections):
-            dialogue.without_waiting(dialogue.close, 1001) if dialogue.is_open else dialogue._drop()
+            dialogue.without_waiting(dialogue.close, 1001)
         deadline = time.monotonic() + CLOSE_TIMEOUT + 1
         while WebSocketServer.connections and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -640,9 +642,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status. Bad arguments exit with argparse's usage."""
     import argparse
 
-    parser = argparse.ArgumentParser("pebble_ws.py", description=__doc__.partition("\n")[0])
-    # With a width it asks no terminal, for which it would import another module:
-    parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=100)
+    parser = argparse.ArgumentParser(
+        prog="pebble_ws.py",
+        description=__doc__.partition("\n")[0],
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100),  # asks no terminal
+    )
     add = parser.add_argument
     add("--port", type=int, default=9912, help="where to listen (default: 9912; 0: any free port)")
     add("--sketch", metavar="APP", help="the Sketch application to use (default: the newest)")
@@ -675,6 +679,9 @@ def serve(port: int, app: str | None, dry_run: bool) -> None:
         raise UserError(f"{app} is no Sketch application. Name the path of Sketch.app.")
     signals = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # in all threads: they wait for sigwait
+    for descriptor in range(3, 256):  # a script shall inherit none
+        with suppress(OSError):
+            os.set_inheritable(descriptor, False)
     servers: list[WebSocketServer] = []
     try:
         try:  # of localhost, a browser tries either address
@@ -692,7 +699,9 @@ def serve(port: int, app: str | None, dry_run: bool) -> None:
 
         dry_run = dry_run or not app and sys.platform != "darwin"  # Sketch is for macOS only
         bridge = Bridge(servers, app or (None if dry_run else find_sketch()), dry_run)
-        signal.sigwait(signals)
+        bridge.start()
+        while signal.sigwait(signals) not in signals:
+            pass  # macOS: Ctrl-Z and fg
         bridge.stop()
     finally:
         for server in servers:
@@ -703,18 +712,26 @@ def install(folder: str) -> None:
     """Copy the plugin with this file into a folder. Raise UserError if that cannot be done."""
     from shutil import copyfile, copytree, ignore_patterns, rmtree
 
-    target = os.path.join(os.path.abspath(folder), os.path.basename(BUNDLE))
     if not os.path.isdir(folder):
         raise UserError(f"There is no folder {folder}. Install Sketch first, or name another one.")
-    if f"{os.path.realpath(target)}/".startswith(f"{os.path.realpath(BUNDLE)}/"):
-        raise UserError(f"{target} is this copy itself. Install another one over it.")
+    target = os.path.join(os.path.abspath(folder), os.path.basename(BUNDLE))
+    old, own = (f"{os.path.realpath(path)}/" for path in (target, BUNDLE))
+    if old.startswith(own) or own.startswith(old):
+        raise UserError(f"{target} is this copy itself, or holds it. Name another folder.")
+    new = f"{target}.new"
     try:
-        rmtree(target, ignore_errors=True)
-        copytree(BUNDLE, target, ignore=ignore_patterns("session.js*"), copy_function=copyfile)
-        for path, _, _ in os.walk(target):
+        rmtree(new, ignore_errors=True)
+        copytree(BUNDLE, new, ignore=ignore_patterns("session.js*"), copy_function=copyfile)
+        for path, _, _ in os.walk(new):
             os.chmod(path, 0o755)  # also where the original is read-only
-        copyfile(__file__, f"{target}/Contents/Sketch/pebble_ws.py")
+        copyfile(__file__, f"{new}/Contents/Sketch/pebble_ws.py")
+        if os.path.islink(target):
+            os.remove(target)
+        elif os.path.exists(target):
+            rmtree(target)
+        os.rename(new, target)
     except OSError as error:
+        rmtree(new, ignore_errors=True)
         raise UserError(f"{target} cannot be written: {error}.") from None
     print(f"Copied {BUNDLE}\nwith {os.path.abspath(__file__)}\nto {target}.")
     print("Next, in Sketch: Plugins ▸ websocket ▸ webservice-starting-information.")

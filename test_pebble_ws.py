@@ -931,7 +931,7 @@ class MessagesAndClose(TestCase):
 
         class Closing(pebble_ws.WebSocketHandler):
             def message_received(self, message):
-                for code, reason in ((1006, ""), (999, ""), (5000, ""), (1000, "x" * 124)):
+                for code, reason in ((1006, ""), (-1, ""), (70_000, ""), (1000, "x" * 124)):
                     try:
                         self.close(code, reason)
                     except ValueError as error:
@@ -955,16 +955,24 @@ class MessagesAndClose(TestCase):
         kinds = [ValueError] * 4 + [ConnectionError]
         self.assertEqual(2 * kinds, [type(outcome) for outcome in outcomes.queue])
 
-    def test_an_error_in_a_subclass_is_closed_with_1011_and_shown(self):
+    def test_an_error_in_a_subclass_is_closed_with_1011_or_500_and_shown(self):
         class Wrong(pebble_ws.WebSocketHandler):
+            def check_handshake(self):
+                if self.target == "/wrong":
+                    raise ZeroDivisionError("at first")
+
             def message_received(self, message):
-                raise ZeroDivisionError
+                raise ZeroDivisionError("later")
 
         with contextlib.redirect_stderr(io.StringIO()) as errors, running(Wrong) as server:
             client = self.connect(client_frame(TEXT, "x"), server=server)
             self.assert_fails(client, 1011)
             client.close()
-        self.assertIn("ZeroDivisionError", errors.getvalue())
+            client = self.request(head("/wrong"), server=server)
+            self.assertIn(" 500 ", client.response()[0])
+            client.close()
+        self.assertIn("ZeroDivisionError: at first", errors.getvalue())
+        self.assertIn("ZeroDivisionError: later", errors.getvalue())
 
 
 # ---- Scripts ------------------------------------------------------------------------------------
@@ -1020,6 +1028,28 @@ class Scripts(BridgeTestCase):
     def test_it_inherits_nothing_and_leads_its_own_process_group(self):
         self.sketch.mood("cat; echo $(ls /dev/fd) $(kill -0 -$$ && echo leads)")
         self.assertEqual("0 1 2 3 leads", self.connect().click("undo")["output"])  # 3 is of ls
+
+    def test_it_has_the_signals_of_a_shell(self):
+        self.sketch.mood("grep -E 'Sig(Blk|Ign)' /proc/$$/status")
+        if os.path.isdir("/proc/self"):
+            blocked, ignored = self.connect().click("undo")["output"].split()[1::2]
+            self.assertEqual(0, int(blocked, 16))
+            self.assertEqual(0, int(ignored, 16) & 0x7FFF_FFFF)  # above, the C library's own
+
+    def test_nothing_that_the_server_was_given_is_passed_on(self):
+        with open(PROGRAM, "rb") as file:
+            server = self.started(self.addCleanup, self.bundle, "--sketch", self.sketch.app,
+                                  pass_fds=[file.fileno()])
+        self.sketch.mood("echo $(ls /dev/fd)")
+        self.assertEqual("0 1 2 3", self.connect(server=server).click("undo")["output"])
+
+    def test_a_server_that_may_have_no_children_answers_all_the_same(self):
+        ignoring = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+        server = self.started(self.addCleanup, self.bundle, "--sketch", self.sketch.app,
+                              setup=ignoring)
+        client = self.connect(server=server)
+        for _ in range(2):
+            self.assertEqual("failed", client.click("undo")["status"])
 
     def test_a_sketch_that_goes_and_comes_back(self):
         client = self.connect()
@@ -1133,6 +1163,9 @@ class ScriptsThatHang(BridgeTestCase):
             ("a hanging child", f"{{ {hanging}; }} & sleep 30"),
             ("silent, minds no signal", f"exec >&- 2>&-; trap '' TERM INT HUP; {hanging}"),
             ("prints without end", "echo x >&9; exec 9>&-; yes"),
+            ("in another process group", f"exec {sys.executable} -c 'import os, time; os.write(9, "
+             "b\"x\\n\"); os.close(9); os.close(8); os.setpgid(0, os.getpgid(os.getppid())); "
+             "time.sleep(30)'"),
         ):
             with self.subTest(why), self.noticed_only_as() as witness:
                 self.sketch.mood(f'exec 8>"$here/alive" 9>&8; {mood}')
@@ -1806,6 +1839,29 @@ class CommandLine(TestCase):
                  for bundle in (PLUGIN, copy)]  # fmt: skip
         self.assertEqual(*files)
         self.assertFalse(os.path.exists(f"{copy}/Contents/Resources/session.js"))
+
+    def test_install_replaces_a_link_and_leaves_what_it_leads_to(self):
+        folder, precious = f"{self.folder}/linked", f"{self.folder}/precious"
+        for target in (precious, f"{self.folder}/nowhere"):
+            os.makedirs(folder)
+            os.makedirs(precious, exist_ok=True)
+            os.symlink(target, f"{folder}/pebble.sketchplugin")
+            self.assertEqual(0, self.run_program("--install", folder)[0])
+            self.assertFalse(os.path.islink(f"{folder}/pebble.sketchplugin"))
+            self.assertTrue(os.path.isdir(precious))
+            shutil.rmtree(folder)
+
+    def test_install_keeps_what_it_cannot_replace(self):
+        checkout = f"{self.folder}/holds/pebble.sketchplugin"
+        shutil.copytree(PLUGIN, f"{checkout}/plugin/pebble.sketchplugin")
+        program = shutil.copy(PROGRAM, checkout)
+        self.assert_refused("--install", f"{self.folder}/holds", program=program, words=["holds"])
+        self.assertTrue(os.path.isfile(program))
+        os.mkdir(f"{self.folder}/file")
+        write(f"{self.folder}/file/pebble.sketchplugin", "precious")
+        self.assert_refused("--install", f"{self.folder}/file", words=["cannot be written"])
+        self.assertEqual("precious", read(f"{self.folder}/file/pebble.sketchplugin"))
+        self.assertEqual(["pebble.sketchplugin"], os.listdir(f"{self.folder}/file"))
 
     def test_install_refuses_what_would_not_work(self):
         before = sorted(os.listdir(f"{self.bundle}/Contents/Sketch"))
