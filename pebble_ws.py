@@ -63,6 +63,7 @@ MAX_GATHERED = 1_000  # frames, of up to as many bytes, that wait to leave toget
 # ---- Opening handshake (4) ----------------------------------------------------------------------
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+# No space before a colon, and no line that goes on in the next one (RFC 9112, 5):
 HEAD = r"([!-~]+) ([!-~]+) HTTP/1\.[1-9]\r\n((?:[\w!#$%&'*+.^`|~-]+:[\t -~\x80-\xff]*\r\n)*)\r\n"
 ONLY_ONCE = ("host", "origin", "sec-websocket-key", "sec-websocket-version")
 REQUIRED = {  # a header: the value that asks for WebSocket, the status that refuses all others
@@ -374,7 +375,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         self._deadline, self._gathering = time.monotonic() + CLOSE_TIMEOUT, False
         with suppress(OSError, HandshakeError):  # it has gone, or sends on when the time is over
             self.request.shutdown(socket.SHUT_WR)
-            while self._closing != 503:  # whose place somebody else could have
+            while self._closing != 503:  # one connection too many does not stay
                 self._receive()
         self.server.connections.discard(self)
 
