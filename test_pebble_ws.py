@@ -1030,7 +1030,7 @@ class Scripts(BridgeTestCase):
         self.assertEqual("0 1 2 3 leads", self.connect().click("undo")["output"])  # 3 is of ls
 
     def test_it_has_the_signals_of_a_shell(self):
-        self.sketch.mood("grep -E 'Sig(Blk|Ign)' /proc/$$/status")
+        self.sketch.mood("grep -E 'Sig(Blk|Ign)' /proc/self/status")
         if os.path.isdir("/proc/self"):
             blocked, ignored = self.connect().click("undo")["output"].split()[1::2]
             self.assertEqual(0, int(blocked, 16))
