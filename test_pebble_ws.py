@@ -971,8 +971,8 @@ class MessagesAndClose(TestCase):
             client = self.request(head("/wrong"), server=server)
             self.assertIn(" 500 ", client.response()[0])
             client.close()
-        self.assertIn("ZeroDivisionError: at first", errors.getvalue())
-        self.assertIn("ZeroDivisionError: later", errors.getvalue())
+            for shown in ("ZeroDivisionError: at first", "ZeroDivisionError: later"):
+                wait_until(lambda text=shown: text in errors.getvalue())
 
 
 # ---- Scripts ------------------------------------------------------------------------------------
