@@ -57,6 +57,7 @@ MAX_HEAD = 8_192  # bytes of an opening handshake: a browser sends some 500
 HEAD_TIMEOUT = 10  # seconds for all of it
 SEND_TIMEOUT = 7  # seconds; the kernel lets a send that got half way wait once more
 CLOSE_TIMEOUT = 3  # seconds for a peer to answer our Close, and again to see that TCP is dropped
+RECEIVE_TIMEOUT = 1  # seconds without data after which a connection looks at its deadline
 RECEIVE_SIZE = 65_536  # bytes received at a time, and kept of a script's output
 MAX_GATHERED = 1_000  # frames, of up to as many bytes, that wait to leave together
 
@@ -250,7 +251,8 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         with suppress(OSError):  # macOS: the peer has gone, as will be seen
             self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
             # In the kernel: Python's own limit would slow down each call.
-            for option, seconds in ((socket.SO_SNDTIMEO, SEND_TIMEOUT), (socket.SO_RCVTIMEO, 1)):
+            limits = {socket.SO_SNDTIMEO: SEND_TIMEOUT, socket.SO_RCVTIMEO: RECEIVE_TIMEOUT}
+            for option, seconds in limits.items():
                 self.request.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
 
     def handle(self) -> None:
@@ -338,7 +340,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
             try:
                 received = self.request.recv(RECEIVE_SIZE)
             except BlockingIOError:
-                continue  # each second, as the deadline can change
+                continue  # after RECEIVE_TIMEOUT: the deadline can change meanwhile
             if received:
                 return received
             raise ConnectionError("gone without a Close")
@@ -628,7 +630,7 @@ class Bridge:
             server.shutdown()
         for dialogue in list(WebSocketServer.connections):
             dialogue.without_waiting(dialogue.close, 1001)
-        deadline = time.monotonic() + CLOSE_TIMEOUT + 1
+        deadline = time.monotonic() + CLOSE_TIMEOUT + RECEIVE_TIMEOUT
         while WebSocketServer.connections and time.monotonic() < deadline:
             time.sleep(0.01)
         self.runner.join(STOP_TIMEOUT + 1)
@@ -680,9 +682,6 @@ def serve(port: int, app: str | None, dry_run: bool) -> None:
         raise UserError(f"{app} is no Sketch application. Name the path of Sketch.app.")
     signals = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # in all threads: they wait for sigwait
-    for descriptor in range(3, 256):  # a script shall inherit none
-        with suppress(OSError):
-            os.set_inheritable(descriptor, False)
     servers: list[WebSocketServer] = []
     try:
         try:  # of localhost, a browser tries either address
@@ -698,6 +697,9 @@ def serve(port: int, app: str | None, dry_run: bool) -> None:
         import queue
         import secrets
 
+        for descriptor in range(3, 256):  # a script shall inherit none
+            with suppress(OSError):
+                os.set_inheritable(descriptor, False)
         dry_run = dry_run or not app and sys.platform != "darwin"  # Sketch is for macOS only
         bridge = Bridge(servers, app or (None if dry_run else find_sketch()), dry_run)
         bridge.start()
