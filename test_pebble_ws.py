@@ -546,10 +546,12 @@ class OpeningHandshake(BridgeTestCase):
             ("a folded line", " folded"), ("a NUL byte", "X: \0"), ("no colon", "X"),
             ("no name", ": x"), ("a blank before the colon", "X : x"), ("a lone CR", "X: \rY: y"),
             ("a lone LF", "X: \nY: y"), ("two keys", f"Sec-WebSocket-Key: {KEY}"),
-            ("two Hosts", "Host: localhost"), ("two versions", "sec-websocket-version: 13"),
-            ("two Origins", "Origin: null\r\nOrigin: null"),
+            ("two Hosts", "Host: localhost"),
         ):  # fmt: skip
             yield row(why, 400, "", line)
+        yield row("two versions", 426, "Sec-WebSocket-Version 13, 13", "sec-websocket-version: 13")
+        yield row("two Origins", 403, "Origin null, null", "Origin: null\r\nOrigin: null")
+        yield row("two Hosts in one", 400, "Host", Host="localhost, localhost")
         yield row("no Host", 400, "Host", Host=None)
         for key in (None, "nonsense", KEY[:-1], KEY[4:], "AAAA" + KEY, KEY[:-2] + "=A", f"{KEY} x",
                     "dGhlIHNhbXBsZSBub25jZ_=="):
@@ -558,7 +560,7 @@ class OpeningHandshake(BridgeTestCase):
             yield row(method, 405, "method", request=method + " {} HTTP/1.1")
         for host in ("example.com", "localhost.example.com", "notlocalhost", "127.0.0.1.nip.io",
                      "127.0.0.2", "0.0.0.0", "::1", "[::]", "localhost:80:80", "localhost:http",
-                     "localhost, localhost", "localhost@example.com", "[::1", "localhost."):
+                     "localhost@example.com", "[::1", "localhost."):
             yield row(f"Host {host}", 403, f"Host {host}", Host=host)
         for origin in ("http://example.com", "http://localhost", "https://127.0.0.1:9912",
                        "http://[::1]", "file:///", "file://x", "File://", "NULL", "null null",
@@ -572,7 +574,7 @@ class OpeningHandshake(BridgeTestCase):
             *((f"version {version}", {"Sec_WebSocket_Version": version})
               for version in (None, "0", "8", "12", "14", "013", "13, 8", "x")),
         ):  # fmt: skip
-            yield row(why, 426, "WebSocket", **changes)
+            yield row(why, 426, next(iter(changes)).replace("_", "-"), **changes)
         for why, wrong in (
             ("none", "/"), ("empty", "/?token="), ("a wrong one", "/?token=" + "A" * len(token)),
             ("cut", target[:-1]), ("longer", target + "A"), ("in other case", target.swapcase()),
@@ -657,16 +659,10 @@ class OpeningHandshake(BridgeTestCase):
 
 def messages(*pieces):
     """Return what arrives in these pieces: (opcode, payload), fragments joined."""
-    rest, result, fragments, kind = iter(pieces), [], b"", None
-    with contextlib.suppress(StopIteration, RuntimeError):  # the latter from inside a generator
-        for opcode, payload, final, *_ in pebble_ws.read_frames(rest.__next__, 1 << 20):
-            if opcode >= CLOSE:
-                result.append((opcode, payload))
-                continue
-            kind, fragments = opcode or kind, fragments + payload
-            if final:
-                result.append((kind, fragments))
-                fragments = b""
+    rest, result = iter(pieces), []
+    with contextlib.suppress(RuntimeError):  # of a generator in which there is no next piece
+        for opcode, payload, _ in pebble_ws.read_messages(rest.__next__, 1 << 20):
+            result.append((opcode, payload))
     return result
 
 
@@ -683,9 +679,9 @@ class Frames(unittest.TestCase):
             with self.subTest(why):
                 self.assertEqual(bytes.fromhex(data), pebble_ws.frame(opcode, payload))
         pong = bytes.fromhex("8a8537fa213d7f9f4d5158")
-        self.assertEqual([(TEXT, b"Hello"), (PONG, b"Hello")], messages(masked + pong))
+        self.assertEqual([(TEXT, "Hello"), (PONG, b"Hello")], messages(masked + pong))
         fragments = client_frame(TEXT, "Hel", fin=False) + client_frame(CONTINUATION, "lo")
-        self.assertEqual([(TEXT, b"Hello")], messages(fragments))
+        self.assertEqual([(TEXT, "Hello")], messages(fragments))
 
     def test_a_length_takes_the_fewest_bytes(self):
         for size, start in ((0, "8200"), (125, "827d"), (126, "827e007e"), (65_535, "827effff")):
@@ -704,12 +700,12 @@ class Frames(unittest.TestCase):
                 self.assertEqual(expected, pebble_ws.unmask(payload, key))
 
     def test_frames_may_be_cut_anywhere(self):
-        sent = [(TEXT, "één".encode()), (PING, b"?"), (BINARY, bytes(range(130))), (PONG, b""),
-                (TEXT, b""), (BINARY, bytes(65_536)), (PING, b"!")]
+        sent = [(TEXT, "één"), (PING, b"?"), (BINARY, bytes(range(130))), (PONG, b""),
+                (TEXT, ""), (BINARY, bytes(65_536)), (PING, b"!")]
         data = b"".join(client_frame(*frame) for frame in sent)
         data += client_frame(TEXT, "a", fin=False) + client_frame(PING, b"between")
         data += client_frame(CONTINUATION, b"", fin=False) + client_frame(CONTINUATION, "b" * 126)
-        expected = [*sent, (PING, b"between"), (TEXT, b"a" + b"b" * 126)]
+        expected = [*sent, (PING, b"between"), (TEXT, "a" + "b" * 126)]
         self.assertEqual(expected, messages(data))
         self.assertEqual(expected, messages(*(data[at : at + 1] for at in range(len(data)))))
         for at in [*range(1, 200), *range(len(data) - 200, len(data))]:
@@ -1026,13 +1022,9 @@ class Scripts(BridgeTestCase):
                 self.assertTrue(answer["output"])
 
     def test_it_inherits_nothing_and_leads_its_own_process_group(self):
-        with open(PROGRAM, "rb") as file:  # which the server inherits, and does not pass on
-            server = self.started(self.addCleanup, self.bundle, "--sketch", self.sketch.app,
-                                  pass_fds=[file.fileno()])
         self.sketch.mood("cat; echo $(ls /dev/fd) $(kill -0 -$$ && echo leads)")
-        for of in (server, self.server):
-            answer = self.connect(server=of).click("undo")
-            self.assertEqual("0 1 2 3 leads", answer["output"])  # 3 is of ls
+        answer = self.connect().click("undo")
+        self.assertEqual("0 1 2 3 leads", answer["output"])  # 3 is of ls
 
     @unittest.skipUnless(os.path.isdir("/proc/self"), "the system does not say what is blocked")
     def test_it_has_the_signals_of_a_shell(self):
@@ -1114,7 +1106,7 @@ class Scripts(BridgeTestCase):
         others = {"commands": manifest()["commands"][:3]}
         write(f"{bundle}/Contents/Sketch/manifest.json", json.dumps(others))
         server = self.started(self.addCleanup, bundle, "--sketch", self.sketch.app)
-        for line, (message, script) in zip(server.first_lines[1:], (
+        for line, (message, script) in zip(server.first_lines, (
             ("duplicate", "rotate-duplicate"), ("undo", "undo"), ("set-time", "set-time"),
         )):  # fmt: skip
             self.assertRegex(line, rf" ! {message}: .*/{script}\.cocoascript\b")
@@ -1428,7 +1420,7 @@ class Stopping(BridgeTestCase):
         start = time.monotonic()
         server.stop()
         self.assertLess(time.monotonic() - start, 10)
-        self.assertEqual(1, len(server.lines("= closed 1001")))
+        self.assertEqual(2, len(server.lines("= closed 1001: no answer")))
 
 
 # ---- What peers may do, and nobody else notices -------------------------------------------------
@@ -1513,11 +1505,9 @@ class Faults(BridgeTestCase):
         with self.noticed_only_as(*["= closed 1006: "] * 2) as witness:
             self.sketch.mood(HOLD)
             clients = [self.connect(client_frame(TEXT, "undo")) for _ in frames]
-            dropped, stuck = (client.socket for client in clients)
             with concurrent.futures.ThreadPoolExecutor() as pool:
                 pool.map(flood, clients, frames)
-                wait_until(lambda: not select.select([], [stuck], [], 0.3)[1])
-                wait_until(lambda: select.select([dropped], [], [], 0.3)[0])
+                self.server.wait_for("= closed 1006: it takes no more", 2)
                 start = time.monotonic()
                 self.sketch.reset()
                 self.sketch.say("OK")
@@ -1754,7 +1744,6 @@ class CommandLine(TestCase):
         resources = f"{self.bundle}/Contents/Resources"
         os.mkdir(f"{resources}/session.js")
         self.assert_refused("--port", "0", "--dry-run", words=[f"{resources}/session.js"])
-        self.assertEqual([], [name for name in os.listdir(resources) if "session.js." in name])
         shutil.rmtree(resources)
         self.assert_refused("--port", "0", "--dry-run", words=[f"{resources}/session.js"])
 
@@ -1838,16 +1827,16 @@ class CommandLine(TestCase):
         self.assertEqual(*files)
         self.assertFalse(os.path.exists(f"{copy}/Contents/Resources/session.js"))
 
-    def test_install_replaces_a_link_and_leaves_what_it_leads_to(self):
-        folder, precious = f"{self.folder}/linked", f"{self.folder}/precious"
+    def test_install_leaves_a_link_and_what_it_leads_to(self):
+        precious = f"{self.folder}/precious"
+        os.makedirs(f"{precious}/content")
         for target in (precious, f"{self.folder}/nowhere"):
+            folder = f"{target} linked"
             os.makedirs(folder)
-            os.makedirs(precious, exist_ok=True)
             os.symlink(target, f"{folder}/pebble.sketchplugin")
-            self.assertEqual(0, self.run_program("--install", folder)[0])
-            self.assertFalse(os.path.islink(f"{folder}/pebble.sketchplugin"))
-            self.assertTrue(os.path.isdir(precious))
-            shutil.rmtree(folder)
+            self.assert_refused("--install", folder, words=[folder])
+            self.assertEqual(target, os.readlink(f"{folder}/pebble.sketchplugin"))
+        self.assertEqual(["content"], os.listdir(precious))
 
     def test_install_keeps_what_it_cannot_replace(self):
         checkout = f"{self.folder}/holds/pebble.sketchplugin"
@@ -1924,7 +1913,7 @@ class Readme(TestCase):
         client.send(close_of(1001))
         self.assert_fails(client, 1001)
         server.wait_for("closed")
-        shown = re.search(r"```\n(Dry run.*?)```", self.text, re.S)[1].splitlines()
+        shown = re.search(r"```\n(\S+ = dry run.*?)```", self.text, re.S)[1].splitlines()
         changes = ((bundle, "…/plugin/pebble.sketchplugin"), (str(server.port), "9912"))
         printed = "\n".join(filter(None, server.log))
         for real, example in changes:
