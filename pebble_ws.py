@@ -107,48 +107,48 @@ CLOSE_CODES = {*range(1000, 1015), *range(3000, 5000)} - {1004, 1005, 1006}  # (
 
 def read_messages(receive, max_message_size: int, data: bytes = b""):
     """Yield (opcode, payload, more is here) of messages and control frames. Raise ProtocolError."""
-    at, kind = 0, None  # where in data to go on; the opcode of a message that is not whole
-    def take(size: int) -> bytes:
-        nonlocal data, at
-        while len(data) < at + size:
-            data, at = data[at:] + receive(), 0
-        at += size
-        return data[at - size : at]
+    at, kind = 0, None  # where in data the next frame begins; opcode of a message that goes on
     while True:
-        opcode, fin, length, key = read_frame_head(take, kind is not None)
+        while len(data) < at + 2 or not (head := frame_head(data, at, kind is not None)):
+            data, at = data[at:] + receive(), 0
+        opcode, fin, length, key, at = head
         if opcode >= CLOSE:
-            yield opcode, unmask(take(length), key), at < len(data)
+            at += length
+            yield opcode, unmask(data[at - length : at], key), at < len(data)
             continue
         if opcode != CONTINUATION:
             kind, parts, room, rest = opcode, [], max_message_size, b""
         room -= length
         if room < 0:
             raise ProtocolError(1009, "a message that is too long")
-        while length is not None:  # what is here of a long frame is taken as a fragment of it
-            size = min(length, len(data) - at or 1)
-            part, length = unmask(take(size), key), length - size or None
+        while True:  # what is here of a long frame is taken as a fragment of it
+            part = unmask(data[at : at + length], key)
+            size, at, length = len(part), at + len(part), length - len(part)
             if kind == TEXT:
-                part, rest = decode(rest + part, final=fin and not length)
-            parts += [part] if part else []
-            key = (key * 2)[size % 4 :][:4]
+                part, rest = decode(rest + part, fin and not length)
+            parts += [part] if part else []  # else empty ones without end would take memory
+            if not length:
+                break
+            key, data, at = (key * 2)[size % 4 :][:4], receive(), 0
         if fin:
             yield kind, ("" if kind == TEXT else b"").join(parts), at < len(data)
             kind = None
 
-def read_frame_head(take, goes_on: bool) -> tuple[int, bool, int, bytes]:
-    """Return opcode, FIN, length of the payload and masking-key (5.2). Raise ProtocolError 1002."""
-    first, length = take(2)
-    opcode, length = first & 0x0F, length - MASK
-    if first not in FIRST_BYTES or length < 0 or length > 125 and opcode >= CLOSE:
+def frame_head(data: bytes, at: int, goes_on: bool) -> tuple[int, bool, int, bytes, int] | None:
+    """Return opcode, FIN, length, masking-key and payload's place; None if not all is here."""
+    opcode, length, place = data[at] & 0x0F, data[at + 1] - MASK, at + 6
+    if data[at] not in FIRST_BYTES or length < 0 or length > 125 and opcode >= CLOSE:
         raise ProtocolError(1002, "no mask, a reserved bit or opcode, or a wrong control frame")
     if opcode < CLOSE and (opcode == CONTINUATION) is not goes_on:
         raise ProtocolError(1002, "a fragment out of order")  # (5.4)
     if length > 125:
-        width, shortest = (2, 126) if length == 126 else (8, 65_536)
-        length = int.from_bytes(take(width), "big")
-        if not shortest <= length < 1 << 63:
+        place, shortest = (at + 8, 126) if length == 126 else (at + 14, 65_536)
+        length = int.from_bytes(data[at + 2 : place - 4], "big")
+        if len(data) >= place and not shortest <= length < 1 << 63:
             raise ProtocolError(1002, "a length in more bytes than it takes, or over 63 bits")
-    return opcode, first >= FIN, length, take(4)
+    if len(data) < place + length * (opcode >= CLOSE):  # a control frame is wanted as a whole
+        return None
+    return opcode, data[at] >= FIN, length, data[place - 4 : place], place
 
 def unmask(payload: bytes, key: bytes) -> bytes:
     """Return the payload without its masking-key (5.3), by integers, which are quickest."""
@@ -184,10 +184,8 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
     required = REQUIRED
 
     def message_received(self, message: str | bytes) -> None:
-        """Do something with a message: str for text, bytes for binary. Use a thread for long work.
-
-        Answers to messages that came together leave together. A ConnectionError ends this one.
-        """
+        """Do something with a message, a str or bytes; in a thread if it takes long, as the answers
+        to messages that came together leave together. A ConnectionError ends this connection."""
         raise NotImplementedError
 
     def log(self, direction: str, text: str) -> None:
@@ -292,12 +290,12 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         with self._writing:
             if self._closing and data:
                 raise ConnectionError("nothing follows a Close")  # (5.5.1)
-            self._unsent.append(data)
             if closing:
                 self._closing, self._deadline = closing, time.monotonic() + CLOSE_TIMEOUT
             elif self._gathering and len(data) < MAX_GATHERED > len(self._unsent):
-                return
-            data, self._unsent = b"".join(self._unsent), []
+                return self._unsent.append(data)
+            if self._unsent:
+                data, self._unsent = b"".join(self._unsent) + data, []
             try:
                 self.request.sendall(data)
             except OSError as error:
@@ -401,7 +399,6 @@ class DialogueHandler(WebSocketHandler):
             self.answer(message, "busy", f"{MAX_WAITING} clicks are waiting. Try again after them.")
 
     def answer(self, message: str, status: str, output: str, end: str = "") -> None:
-        """Answer a message, and log it."""
         self.log(">", f"{status}: {output}", end)
         message, output = (text.replace(self.bridge.token, "[token]") for text in (message, output))
         answer = {"message": message[:200], "status": status, "output": output[-MAX_OUTPUT:]}
@@ -441,11 +438,11 @@ class Bridge:
 
     def log(self, direction: str, text: str, end: str = "") -> None:
         """Print one line, whatever the text is: controls escaped, shortened to 200 characters."""
-        text = text.replace(self.token, "[token]")[:200]
+        text = text.replace(self.token, "[token]")
+        text = text if len(text) <= 200 else f"{text[:199]}…"
         text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-        line = f"{time.strftime('%H:%M:%S')} {direction} {text}{end}\n"
-        try:
-            print(line, end="", flush=True)  # in one piece, whatever other threads print
+        try:  # in one piece, whatever other threads print
+            print(f"{time.strftime('%H:%M:%S')} {direction} {text}{end}\n", end="", flush=True)
         except OSError:  # nobody reads it any more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
