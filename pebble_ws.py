@@ -10,9 +10,8 @@ only with a token from a file that its user alone can read. A message is looked 
 from the network is ever a path, an argument or code.
 
 In the order of a connection's life and of RFC 6455, whose sections stand in brackets. A thread
-accepts for each loopback address, one reads each connection, one runs the scripts. A ProtocolError
-becomes an HTTP status or a close code, a UserError its text, a lost peer a line in the log; a
-traceback means a bug in this file.
+accepts for each loopback address, one reads each connection, one runs the scripts. ProtocolError
+becomes an HTTP status or close code, UserError its text; a traceback means a bug in this file.
 """
 
 from __future__ import annotations
@@ -224,8 +223,8 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
             self.check_handshake()
             accept = sha1(self.headers["sec-websocket-key"].encode() + GUID).digest()
             upgrade = UPGRADE.format(b2a_base64(accept, newline=False).decode())
+            self._deadline, self.is_open = float("inf"), True  # first: a Close may follow at once
             self._write(RESPONSE.format("101 Switching Protocols", "Upgrade", upgrade, "").encode())
-            self._deadline, self.is_open = float("inf"), True
             self.log("=", f"open from {self.headers.get('origin', 'a program without Origin')}")
             self.log("=", f"closed {self._exchange_messages(received)}")
         except ProtocolError as error:
@@ -329,6 +328,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 IS_INSTALLED = os.path.isfile(f"{HERE}/manifest.json")
 BUNDLE = os.path.abspath(f"{HERE}/../.." if IS_INSTALLED else f"{HERE}/plugin/pebble.sketchplugin")
 SESSION = f"{BUNDLE}/Contents/Resources/session.js"
+ENVIRONMENT = dict(os.environb)  # encoded once: os.environ is encoded at each use
 NO_SKETCH = "There is no Sketch. Install it, or name it with --sketch APP, and start again."
 
 class UserError(Exception):
@@ -376,6 +376,7 @@ class DialogueHandler(WebSocketHandler):
     """The connection of a dialogue: each message is a click, and is answered."""
 
     send_timeout = struct.pack("ll", 0, 1)  # nobody waits for a dialogue that does not read
+    # Web pages have another Origin, and another Host where they make theirs mean this computer:
     local = r"(?i)(localhost|127\.0\.0\.1|\[::1\])(:[0-9]*)?"
     required = {"Host": (local, 403), "Origin": (f"{ABSENT}|null|file://", 403), **REQUIRED}
 
@@ -473,14 +474,15 @@ class Bridge:
         output, ended = b"", 0
         with open(reader, "rb", 0) as pipe:
             with open(writer, "wb", 0):
-                process = os.posix_spawn(tool, arguments, os.environb, file_actions=files, **shell)
+                process = os.posix_spawn(tool, arguments, ENVIRONMENT, file_actions=files, **shell)
             while not ended and time.monotonic() < min(end, self.stop_time):
                 ended, status = os.waitpid(process, os.WNOHANG)  # all that it printed is here now
                 # Its output ends when it does, unless a child of it goes on: look now and then.
                 if select.select([pipe], [], [], 0 if ended else 0.1)[0]:
                     received = pipe.read(RECEIVE_SIZE)
                     output = (output + received)[-RECEIVE_SIZE:]
-                    time.sleep(0 if received or ended else 0.0001)  # it ends any moment
+                    if not received and not ended:
+                        time.sleep(0.00001)  # it ends any moment
         if not ended:
             os.kill(process, signal.SIGKILL)
             with suppress(OSError):  # it has left its process group, or ends at this moment
@@ -505,11 +507,12 @@ class Bridge:
         for dialogue in list(WebSocketServer.connections):
             with suppress(ConnectionError):  # it has gone
                 dialogue.close(1001)
-        while WebSocketServer.connections:  # which have a deadline now
+        while WebSocketServer.connections and time.monotonic() < self.stop_time:
             time.sleep(0.01)
         self.runner.join(STOP_TIMEOUT + 1)
 
 # ---- Command line -------------------------------------------------------------------------------
+
 PLUGINS = "~/Library/Application Support/com.bohemiancoding.sketch3/Plugins"
 
 def main(argv: list[str] | None = None) -> int:
@@ -563,8 +566,8 @@ def serve(port: int, app: str | None, dry_run: bool) -> None:
         import queue
         import secrets
         dry_run = dry_run or not app and sys.platform != "darwin"  # Sketch is for macOS only
-        bridge = Bridge(port, app or (None if dry_run else find_sketch()), dry_run)
-        DialogueHandler.bridge = bridge
+        app = app or (None if dry_run else find_sketch())
+        DialogueHandler.bridge = bridge = Bridge(port, app, dry_run)
         opened.callback(bridge.stop)
         for server in servers:
             threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()

@@ -922,6 +922,17 @@ class MessagesAndClose(TestCase):
             client.close()
         self.assertEqual(sorted(str(n) * 1000 for n in range(200)), sorted(received))
 
+    def test_a_peer_that_does_not_read_is_dropped_after_a_time(self):
+        class Impatient(Echo):
+            send_timeout = struct.pack("ll", 0, 200_000)
+
+        with running(Impatient) as server:
+            client = self.connect(server=server)
+            with self.assertRaises(ConnectionError):
+                while True:
+                    client.send(client_frame(BINARY, bytes(1 << 20)))
+            client.close()
+
     def test_close_starts_the_closing_handshake(self):
         outcomes = queue.Queue()
 
@@ -1427,7 +1438,7 @@ class Stopping(BridgeTestCase):
 
 
 class Faults(BridgeTestCase):
-    setup = "HEAD_TIMEOUT = 0.5; SEND_TIMEOUT = 1; CLOSE_TIMEOUT = 0.5"
+    setup = "HEAD_TIMEOUT = CLOSE_TIMEOUT = 0.5"
 
     def test_a_reset_at_every_stage(self):
         opened, click = head(self.server.target), client_frame(TEXT, "undo")
