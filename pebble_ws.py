@@ -87,8 +87,8 @@ def read_head(receive) -> tuple[str, dict[str, str], bytes]:
     if method != "GET":
         raise ProtocolError(405, "the method is not GET")
     headers = {}
-    for name, value in re.findall(r"(.+?):[ \t]*(.*?)[ \t]*\r\n", lines):
-        name = name.lower()
+    for name, value in re.findall(r"(.+?):(.*)\r\n", lines):
+        name, value = name.lower(), value.strip(" \t")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     if target[:1] != "/" or "," in headers.get("host", ","):  # a URL would name a second host
         raise ProtocolError(400, "no request of HTTP/1.1 with a path and one Host")

@@ -636,6 +636,13 @@ class OpeningHandshake(BridgeTestCase):
             client = self.request(head(self.server.target, f"X: {'x' * size}"))
             self.assertIn(f" {status} ", client.response()[0])
 
+    def test_a_head_takes_little_time_whatever_is_in_it(self):
+        for line in ("X: x" + " " * 7900 + "x", "X:" + ",\t" * 3900, "X:\r\n" * 1900 + "X:"):
+            with self.subTest(line[:9]):
+                start = time.process_time()
+                pebble_ws.read_head(lambda data=head("/", line): data)
+                self.assertLess(time.process_time() - start, 0.05)
+
     def test_the_handshake_may_come_a_byte_at_a_time_and_with_what_follows_it(self):
         client = self.request()
         for byte in head(self.server.target):
