@@ -29,7 +29,7 @@ import sys
 import threading
 import time
 from binascii import b2a_base64
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, suppress  # json, queue and secrets: see serve
 
 __version__ = "1.0.0"
 
@@ -53,7 +53,7 @@ MAX_HEAD = 8_192  # bytes of an opening handshake: a browser sends some 500
 HEAD_TIMEOUT = 10  # seconds for all of it
 CLOSE_TIMEOUT = 3  # seconds for a peer to answer our Close, and to drop TCP
 RECEIVE_SIZE = 65_536  # bytes received at a time, and kept of a script's output
-MAX_GATHERED = 1_000  # frames, of up to as many bytes, that wait to leave together
+MAX_GATHERED = 1_000  # frames, of fewer bytes each, that wait to leave together
 
 # ---- Opening handshake (4) ----------------------------------------------------------------------
 
@@ -70,7 +70,7 @@ REQUIRED = {  # a header: its value (4.2.1), and the status that refuses all oth
 RESPONSE = "HTTP/1.1 {}\r\nConnection: {}\r\n{}\r\n{}"
 UPGRADE = "Upgrade: websocket\r\nSec-WebSocket-Accept: {}\r\n"
 HINTS = {405: "Allow: GET\r\n", 426: "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"}
-REFUSAL = "This is the WebSocket server of a Sketch plugin's dialogue; its log says more.\n"
+REFUSAL = "This is the WebSocket server of a Sketch plugin. Its log says why it refuses this.\n"
 
 class ProtocolError(Exception):
     """What a peer does wrong: an HTTP status, or from 1000 on a close code, and a reason."""
@@ -83,7 +83,7 @@ def read_head(receive) -> tuple[str, dict[str, str], bytes]:
     if not 4 <= end <= MAX_HEAD:
         raise ProtocolError(431, f"a head of more than {MAX_HEAD} bytes")
     match = re.fullmatch(HEAD, data[:end].decode("latin-1"), re.A)
-    method, target, lines = match.groups() if match else ("GET", "", "")
+    method, target, lines = match.groups() if match else ("GET", "", "")  # else 400
     if method != "GET":
         raise ProtocolError(405, "the method is not GET")
     headers = {}
@@ -134,7 +134,7 @@ def read_messages(receive, max_message_size: int, data: bytes = b""):
             kind = None
 
 def frame_head(data: bytes, at: int, goes_on: bool) -> tuple[int, bool, int, bytes, int] | None:
-    """Return opcode, FIN, length, masking-key and payload's place; None if not all is here."""
+    """Return opcode, FIN, length, masking-key and payload's place, None for more of data."""
     opcode, length, place = data[at] & 0x0F, data[at + 1] - MASK, at + 6
     if data[at] not in FIRST_BYTES or length < 0 or length > 125 and opcode >= CLOSE:
         raise ProtocolError(1002, "no mask, a reserved bit or opcode, or a wrong control frame")
@@ -145,7 +145,7 @@ def frame_head(data: bytes, at: int, goes_on: bool) -> tuple[int, bool, int, byt
         length = int.from_bytes(data[at + 2 : place - 4], "big")
         if len(data) >= place and not shortest <= length < 1 << 63:
             raise ProtocolError(1002, "a length in more bytes than it takes, or over 63 bits")
-    if len(data) < place + length * (opcode >= CLOSE):  # a control frame is wanted as a whole
+    if len(data) < place + length * (opcode >= CLOSE):  # all of a control frame
         return None
     return opcode, data[at] >= FIN, length, data[place - 4 : place], place
 
@@ -191,7 +191,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         """Note what happened: "=" for the connection's life, "!" for what was refused."""
 
     def send(self, message: str | bytes) -> None:
-        """Send a text or a binary message, from any thread. Raise ConnectionError if it is lost."""
+        """Send a text or a binary message, from any thread. Raise ConnectionError if it cannot."""
         is_text = isinstance(message, str)
         self._write(frame(TEXT, message.encode()) if is_text else frame(BINARY, message))
 
@@ -215,7 +215,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         """Live the life of the connection; what ends it is decided here."""
-        from hashlib import sha1  # this late, because it takes 3 ms
+        from hashlib import sha1  # this late, because it takes milliseconds
         try:
             if len(self.server.connections) > MAX_CONNECTIONS:
                 raise ProtocolError(503, f"{MAX_CONNECTIONS} connections are open already")
@@ -237,12 +237,10 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
 
     def _end(self, code: int, reason: str) -> None:
         """Refuse the opening handshake with an HTTP status, or fail the connection (7.1.7)."""
-        self.log("!", f"{'closed' if code >= 1000 else 'refused'} {code}: {reason}")
+        self.log("!", f"{'refused' if code < 1000 else 'closed'} {self._closing or code}: {reason}")
+        response = RESPONSE.format(f"{code} Refused", "close", HINTS.get(code, ""), REFUSAL)
         with suppress(ConnectionError):  # it has gone, or has a Close already
-            if code >= 1000:
-                return self.close(code, reason)
-            response = RESPONSE.format(f"{code} Refused", "close", HINTS.get(code, ""), REFUSAL)
-            self._write(response.encode(), closing=code)
+            self._write(response.encode(), code) if code < 1000 else self.close(code, reason)
 
     def check_handshake(self) -> None:
         """Raise ProtocolError if the headers are not as required."""
@@ -255,7 +253,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         for opcode, payload, more in read_messages(self._receive, self.max_message_size, received):
             self._gathering |= more
             if opcode == CLOSE:
-                break  # what follows it is not read (5.5.1)
+                break  # what follows it is discarded (1.4)
             if opcode == PING and not self._closing:
                 self._write(frame(PONG, payload))  # (5.5.2)
             elif opcode != PONG and not self._closing:  # then only the peer's Close counts
@@ -279,13 +277,13 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
                     return received
             except BlockingIOError:
                 continue  # for a second there was nothing: the deadline can have changed
-            raise ConnectionError("gone without a Close")
+            raise ConnectionError("ended without a Close")
         if self._closing:
-            raise ConnectionError("no answer to our Close")
+            raise ConnectionError("no answer to our Close" if self.is_open else "it was never open")
         raise ProtocolError(408, f"no complete head within {HEAD_TIMEOUT} s")
 
     def _write(self, data: bytes, closing: int | None = None) -> None:
-        """Send a frame, or keep it while others may join it; the last one, or nothing, at once."""
+        """Send; or keep a short frame while others may join it, until a Close or nothing comes."""
         with self._writing:
             if self._closing and data:
                 raise ConnectionError("nothing follows a Close")  # (5.5.1)
@@ -366,17 +364,16 @@ def find_sketch() -> str | None:
 
 def sketchtool(app: str) -> str | None:
     """Return the path of a Sketch application's command line tool, None if it has none."""
-    folders = ("MacOS", "Resources/sketchtool/bin")  # the latter before 2020
-    tools = (f"{app}/Contents/{folder}/sketchtool" for folder in folders)
+    tools = (f"{app}/Contents/{at}/sketchtool" for at in ("MacOS", "Resources/sketchtool/bin"))
     return next((tool for tool in tools if os.access(tool, os.X_OK)), None)
 
 # ---- The bridge ---------------------------------------------------------------------------------
 
 class DialogueHandler(WebSocketHandler):
-    """The connection of a dialogue: each message is a click, and is answered."""
+    """A dialogue's connection: each message is a click, and is answered. serve sets its bridge."""
 
     send_timeout = struct.pack("ll", 0, 1)  # nobody waits for a dialogue that does not read
-    # Web pages have another Origin, and another Host where they make theirs mean this computer:
+    # Web pages have another Origin (but sandboxed frames: null), or another Host (DNS rebinding):
     local = r"(?i)(localhost|127\.0\.0\.1|\[::1\])(:[0-9]*)?"
     required = {"Host": (local, 403), "Origin": (f"{ABSENT}|null|file://", 403), **REQUIRED}
 
@@ -412,13 +409,14 @@ class Bridge:
     def __init__(self, port: int, app: str | None, dry_run: bool) -> None:
         """Let dialogues find us, and say what clicks will do. Raise UserError if they cannot."""
         self.app, self.dry_run, self.token = app, dry_run, secrets.token_urlsafe(32)
-        self.clicks: queue.SimpleQueue = queue.SimpleQueue()  # (dialogue, message), None at the end
+        self.clicks = queue.SimpleQueue()  # (dialogue, message), None at the end
         self.room = threading.Semaphore(1 + MAX_WAITING)
         self.stop_time = float("inf")  # when whatever runs is killed
-        session = json.dumps({"port": port, "token": self.token})
-        self.session, new = f"window.pebbleSession = {session};\n", f"{SESSION}.new"
+        session, new = json.dumps({"port": port, "token": self.token}), f"{SESSION}.new"
+        self.session = f"window.pebbleSession = {session};\n"
         try:
             with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                os.fchmod(file.fileno(), 0o600)  # one that was left there keeps its own mode
                 file.write(self.session)
             os.replace(new, SESSION)
         except OSError as error:
@@ -438,7 +436,7 @@ class Bridge:
         self.runner.start()
 
     def log(self, direction: str, text: str, end: str = "") -> None:
-        """Print one line, whatever the text is: controls escaped, shortened to 200 characters."""
+        """Print one line, whatever text is: escaped, shortened to 200 characters; end as it is."""
         text = text.replace(self.token, "[token]")
         text = text if len(text) <= 200 else f"{text[:199]}…"
         text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
@@ -453,14 +451,14 @@ class Bridge:
             (dialogue, message), start = click, time.monotonic()
             try:
                 status, output = self.run(message, start + SCRIPT_TIMEOUT)
-            except (UserError, OSError, ValueError) as error:  # the latter if it cannot be started
+            except (UserError, OSError, ValueError) as error:  # the last two: it did not start
                 status, output = "failed", str(error)
             self.room.release()
             took = (time.monotonic() - start) * 1000
             dialogue.answer(message, status, output, f" ({took:.0f} ms)")
 
     def run(self, message: str, end: float) -> tuple[str, str]:
-        """Run the script of a message; return status and output of the answer. Raise UserError."""
+        """Run the script of a message; return status and output. Raise what run_clicks catches."""
         bundle, identifier = find_command(message)
         if self.dry_run:
             return "dry run", f"Sketch would run {identifier} of {bundle}."
@@ -469,20 +467,20 @@ class Bridge:
         reader, writer = os.pipe()
         files = [(os.POSIX_SPAWN_DUP2, writer, output) for output in (1, 2)]
         files.append((os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0))
-        shell = {"setpgroup": 0, "setsigmask": (), "setsigdef": (signal.SIGPIPE, signal.SIGXFSZ)}
+        reset = {"setpgroup": 0, "setsigmask": (), "setsigdef": (signal.SIGPIPE, signal.SIGXFSZ)}
         arguments = [tool, "run", bundle, identifier, "--without-activating"]
-        output, ended = b"", 0
+        output, ended, pause = b"", 0, 0.00001
         with open(reader, "rb", 0) as pipe:
             with open(writer, "wb", 0):
-                process = os.posix_spawn(tool, arguments, ENVIRONMENT, file_actions=files, **shell)
+                process = os.posix_spawn(tool, arguments, ENVIRONMENT, file_actions=files, **reset)
             while not ended and time.monotonic() < min(end, self.stop_time):
                 ended, status = os.waitpid(process, os.WNOHANG)  # all that it printed is here now
                 # Its output ends when it does, unless a child of it goes on: look now and then.
                 if select.select([pipe], [], [], 0 if ended else 0.1)[0]:
                     received = pipe.read(RECEIVE_SIZE)
                     output = (output + received)[-RECEIVE_SIZE:]
-                    if not received and not ended:
-                        time.sleep(0.00001)  # it ends any moment
+                    if not received and not ended:  # it ends any moment, or closed its output
+                        time.sleep(pause := min(2 * pause, 0.1))
         if not ended:
             os.kill(process, signal.SIGKILL)
             with suppress(OSError):  # it has left its process group, or ends at this moment
@@ -571,10 +569,11 @@ def serve(port: int, app: str | None, dry_run: bool) -> None:
         opened.callback(bridge.stop)
         for server in servers:
             threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
-            opened.callback(server.shutdown)  # which comes first at the end
+            opened.callback(server.server_close)
+            opened.callback(server.shutdown)  # at the end, the last callback comes first
         bridge.log("=", f"listening on ws://localhost:{port} (Ctrl-C stops it)")
         while signal.sigwait(signals) not in signals:
-            pass  # macOS: Ctrl-Z and fg
+            pass  # as macOS may return after Ctrl-Z and fg
 
 def install(folder: str) -> None:
     """Copy the plugin with this file into a folder. Raise UserError if that cannot be done."""
@@ -584,7 +583,7 @@ def install(folder: str) -> None:
     target = os.path.join(os.path.abspath(folder), os.path.basename(BUNDLE))
     old, own = (f"{os.path.realpath(path)}/" for path in (target, BUNDLE))
     if old.startswith(own) or own.startswith(old):
-        raise UserError(f"{target} is this copy itself, or holds it. Name another folder.")
+        raise UserError(f"{target} is this copy, in it or around it. Name another folder.")
     try:
         rmtree(target, ignore_errors=True)
         copytree(BUNDLE, target, ignore=ignore_patterns("session.js*"), copy_function=copyfile)
