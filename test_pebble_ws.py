@@ -1249,7 +1249,7 @@ class TheBridge(BridgeTestCase):
     def test_the_log_has_a_line_for_all_traffic(self):
         client = self.connect(Origin="file://")
         client.click("rotate")
-        client.click("flip")
+        client.click("nonsense")
         client.send(close_of(1001))
         self.assert_fails(client, 1001)
         self.request(head(self.server.target, Origin="http://example.com")).file.read()
@@ -1257,7 +1257,7 @@ class TheBridge(BridgeTestCase):
         start = int(re.search(r"#(\d+)", self.server.lines()[0])[1])
         for line, expected in zip(self.server.lines(), (
             f"#{start} = open from file://", f"#{start} < rotate",
-            rf"#{start} > done: Done\. \(\d+ ms\)", f"#{start} < flip",
+            rf"#{start} > done: Done\. \(\d+ ms\)", f"#{start} < nonsense",
             f"#{start} > unknown: .*", f"#{start} = closed 1001",
             rf"#{start + 1} ! refused 403: Origin http://example\.com",
         )):  # fmt: skip
@@ -1288,7 +1288,7 @@ class TheBridge(BridgeTestCase):
         self.server.wait_for(" < ", 17)
         self.assertEqual("busy", other.click("rotate")["status"])
         self.assertEqual("busy", other.click("rotate")["status"])
-        self.assertEqual("unknown", other.click("flip")["status"])
+        self.assertEqual("unknown", other.click("nonsense")["status"])
         self.assertLessEqual(len(self.sketch.calls()), 1)
         for number in range(17):
             self.sketch.say(f"OK {number}")
@@ -1367,8 +1367,8 @@ class TheBridge(BridgeTestCase):
         ):
             with self.subTest(why), self.noticed_only_as("! closed 1003: "):
                 self.sketch.reset()
-                client = self.connect(client_frame(TEXT, "flip"), data)
-                self.assertIn("flip", client.receive())
+                client = self.connect(client_frame(TEXT, "nonsense"), data)
+                self.assertIn("nonsense", client.receive())
                 self.assert_fails(client, 1003)
                 self.assertEqual([], self.sketch.calls())
 
