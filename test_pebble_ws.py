@@ -1093,8 +1093,8 @@ class Scripts(BridgeTestCase):
         scripts, good = f"{bundle}/Contents/Sketch", f"{folder}/good"
         shutil.copytree(scripts, good)
         script, broken = f"{scripts}/undo.cocoascript", f"{scripts}/manifest.json"
-        *others, undo = manifest()["commands"]
-        self.assertEqual("undo.cocoascript", undo["script"])
+        others = manifest()["commands"]
+        undo = others.pop([each["script"] for each in others].index("undo.cocoascript"))
         nameless = {key: value for key, value in undo.items() if key != "identifier"}
         server = self.started(self.addCleanup, bundle, "--sketch", self.sketch.app)
         client = self.connect(server=server)
@@ -1125,10 +1125,12 @@ class Scripts(BridgeTestCase):
         others = {"commands": manifest()["commands"][:3]}
         write(f"{bundle}/Contents/Sketch/manifest.json", json.dumps(others))
         server = self.started(self.addCleanup, bundle, "--sketch", self.sketch.app)
-        for line, (message, script) in zip(server.first_lines, (
-            ("duplicate", "rotate-duplicate"), ("undo", "undo"), ("set-time", "set-time"),
-        )):  # fmt: skip
-            self.assertRegex(line, rf" ! {message}: .*/{script}\.cocoascript\b")
+        missing = [(message, script) for message, script in pebble_ws.SCRIPTS.items()
+                   if script not in (command["script"] for command in others["commands"])]
+        self.assertGreaterEqual(len(missing), 3)
+        self.assertEqual(len(missing), len(server.first_lines) - 1)
+        for line, (message, script) in zip(server.first_lines, missing):
+            self.assertRegex(line, rf" ! {message}: .*/{re.escape(script)}\b")
 
     def test_a_path_with_every_character_that_a_shell_minds(self):
         folder = temporary_folder(self.addCleanup)
