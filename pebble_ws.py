@@ -203,7 +203,6 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         self._write(frame(CLOSE, payload) if self.is_open else b"", closing=code)
 
     def setup(self) -> None:
-        self.server.connections.add(self)
         self.number, self.is_open = next(self.server.numbers), False
         self._writing, self._closing = threading.Lock(), None  # the status or code that was sent
         self._gathering, self._unsent = False, []  # frames that leave together, while more come
@@ -212,6 +211,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
             self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
             self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, self.send_timeout)
             self.request.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 1, 0))
+        self.server.connections.add(self)
 
     def handle(self) -> None:
         """Live the life of the connection; what ends it is decided here."""
@@ -220,11 +220,12 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
             if len(self.server.connections) > MAX_CONNECTIONS:
                 raise ProtocolError(503, f"{MAX_CONNECTIONS} connections are open already")
             self.target, self.headers, received = read_head(self._receive)
+            self._deadline = float("inf")
             self.check_handshake()
             accept = sha1(self.headers["sec-websocket-key"].encode() + GUID).digest()
             upgrade = UPGRADE.format(b2a_base64(accept, newline=False).decode())
-            self._deadline, self.is_open = float("inf"), True  # first: a Close may follow at once
             self._write(RESPONSE.format("101 Switching Protocols", "Upgrade", upgrade, "").encode())
+            self.is_open = True
             self.log("=", f"open from {self.headers.get('origin', 'a program without Origin')}")
             self.log("=", f"closed {self._exchange_messages(received)}")
         except ProtocolError as error:
@@ -262,8 +263,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         decode(payload[2:])
         if payload and code not in CLOSE_CODES:
             raise ProtocolError(1002, "a Close with a code that is not allowed")
-        if not self._closing:
-            self.close(code)
+        self._closing or self.close(code)
         return self._closing
 
     def _receive(self) -> bytes:
@@ -327,6 +327,7 @@ IS_INSTALLED = os.path.isfile(f"{HERE}/manifest.json")
 BUNDLE = os.path.abspath(f"{HERE}/../.." if IS_INSTALLED else f"{HERE}/plugin/pebble.sketchplugin")
 SESSION = f"{BUNDLE}/Contents/Resources/session.js"
 ENVIRONMENT = dict(os.environb)  # encoded once: os.environ is encoded at each use
+PLUGINS = "~/Library/Application Support/com.bohemiancoding.sketch3/Plugins"
 NO_SKETCH = "There is no Sketch. Install it, or name it with --sketch APP, and start again."
 
 class UserError(Exception):
@@ -412,11 +413,10 @@ class Bridge:
         self.clicks = queue.SimpleQueue()  # (dialogue, message), None at the end
         self.room = threading.Semaphore(1 + MAX_WAITING)
         self.stop_time = float("inf")  # when whatever runs is killed
-        session, new = json.dumps({"port": port, "token": self.token}), f"{SESSION}.new"
+        session, new = json.dumps({"port": port, "token": self.token}), f"{SESSION}.{os.getpid()}"
         self.session = f"window.pebbleSession = {session};\n"
         try:
             with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                os.fchmod(file.fileno(), 0o600)  # one that was left there keeps its own mode
                 file.write(self.session)
             os.replace(new, SESSION)
         except OSError as error:
@@ -497,7 +497,7 @@ class Bridge:
 
     def stop(self) -> None:
         """Close all connections; let the script that is running end, see STOP_TIMEOUT."""
-        with suppress(OSError), open(SESSION) as file:
+        with suppress(OSError, ValueError), open(SESSION) as file:
             if file.read() == self.session:  # not another server's
                 os.remove(SESSION)
         self.stop_time = time.monotonic() + STOP_TIMEOUT
@@ -510,8 +510,6 @@ class Bridge:
         self.runner.join(STOP_TIMEOUT + 1)
 
 # ---- Command line -------------------------------------------------------------------------------
-
-PLUGINS = "~/Library/Application Support/com.bohemiancoding.sketch3/Plugins"
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status. Bad arguments exit with argparse's usage."""
@@ -537,7 +535,7 @@ def main(argv: list[str] | None = None) -> int:
             install(os.path.expanduser(options.install))
         else:
             serve(options.port, options.sketch, options.dry_run)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"pebble_ws.py: {error}", file=sys.stderr)
         return 1
     return 0
@@ -547,8 +545,6 @@ def serve(port: int, app: str | None, dry_run: bool) -> None:
     app = app and os.path.abspath(app)
     if app is not None and not (app.endswith(".app") and sketchtool(app)):
         raise UserError(f"{app} is no Sketch application. Name the path of Sketch.app.")
-    signals = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # in all threads: they wait for sigwait
     with ExitStack() as opened:
         servers = []
         try:  # of localhost, a browser tries either address
@@ -559,6 +555,8 @@ def serve(port: int, app: str | None, dry_run: bool) -> None:
             if not servers or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 remedy = "Stop the other server, or choose another port with --port."
                 raise UserError(f"Port {port} cannot be used: {error.strerror}. {remedy}") from None
+        signals = {signal.SIGINT, signal.SIGTERM}
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # in all threads: they wait for sigwait
         global json, queue, secrets  # this late, because they take their time
         import json
         import queue
@@ -581,16 +579,19 @@ def install(folder: str) -> None:
     if not os.path.isdir(folder):
         raise UserError(f"There is no folder {folder}. Install Sketch first, or name another one.")
     target = os.path.join(os.path.abspath(folder), os.path.basename(BUNDLE))
-    old, own = (f"{os.path.realpath(path)}/" for path in (target, BUNDLE))
+    new, old, own = f"{target}.new", *(f"{os.path.realpath(path)}/" for path in (target, BUNDLE))
     if old.startswith(own) or own.startswith(old):
         raise UserError(f"{target} is this copy, in it or around it. Name another folder.")
     try:
-        rmtree(target, ignore_errors=True)
-        copytree(BUNDLE, target, ignore=ignore_patterns("session.js*"), copy_function=copyfile)
-        for path, _, _ in os.walk(target):
+        rmtree(new, ignore_errors=True)
+        copytree(BUNDLE, new, ignore=ignore_patterns("session.js*"), copy_function=copyfile)
+        for path, _, _ in os.walk(new):
             os.chmod(path, 0o755)  # also where the original is read-only
-        copyfile(__file__, f"{target}/Contents/Sketch/pebble_ws.py")
+        copyfile(__file__, f"{new}/Contents/Sketch/pebble_ws.py")
+        rmtree(target, ignore_errors=True)
+        os.rename(new, target)
     except OSError as error:
+        rmtree(new, ignore_errors=True)
         raise UserError(f"{target} cannot be written: {error}.") from None
     print(f"Copied {BUNDLE}\nwith {os.path.abspath(__file__)}\nto {target}.")
     print("Next, in Sketch: Plugins ▸ websocket ▸ webservice-starting-information.")

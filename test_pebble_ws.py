@@ -1216,7 +1216,6 @@ class TheBridge(BridgeTestCase):
     def test_the_session_file_is_written_in_one_step_with_a_new_token_each_time(self):
         bundle = installed(temporary_folder(self.addCleanup))
         path = f"{bundle}/Contents/Resources/session.js"
-        write(f"{path}.new", "left there by a server that could not start")
         with open(path, "w+") as old:
             old.write("old")
             old.flush()
@@ -1427,6 +1426,13 @@ class Stopping(BridgeTestCase):
         server.stop()
         self.assertLess(time.monotonic() - start, 10)
         self.assertEqual(1, len(server.lines("> failed: .*killed")))
+
+    def test_a_session_file_of_others_is_left_alone_whatever_it_is(self):
+        server = self.own_server()
+        write(server.session_file, b"\xff\xfe")
+        self.addCleanup(os.remove, server.session_file)
+        server.stop()
+        self.assertTrue(os.path.exists(server.session_file))
 
     def test_dialogues_may_close_at_the_same_moment(self):
         server = self.own_server()
@@ -1755,6 +1761,10 @@ class CommandLine(TestCase):
         server = self.started(self.addCleanup, self.bundle, "--dry-run")
         port = str(server.port)
         self.assert_refused("--port", port, "--dry-run", words=[port, "--port"])
+        with contextlib.redirect_stderr(io.StringIO()) as error:
+            self.assertEqual(1, pebble_ws.main(["--port", port]))
+        self.assertIn(port, error.getvalue())
+        self.assertEqual(set(), signal.pthread_sigmask(signal.SIG_BLOCK, ()))
         self.assertEqual(server.session, read(server.session_file))
         self.assertEqual("dry run", self.connect(server=server).click("undo")["status"])
 
@@ -1873,6 +1883,16 @@ class CommandLine(TestCase):
         self.assert_refused("--install", f"{self.folder}/file", words=["cannot be written"])
         self.assertEqual("precious", read(f"{self.folder}/file/pebble.sketchplugin"))
         self.assertEqual(["pebble.sketchplugin"], os.listdir(f"{self.folder}/file"))
+
+    def test_install_keeps_an_earlier_copy_when_it_cannot_make_another(self):
+        folder = f"{self.folder}/earlier"
+        os.mkdir(folder)
+        self.assertEqual(0, self.run_program("--install", folder)[0])
+        os.symlink("nowhere", f"{self.bundle}/Contents/Resources/missing.png")
+        self.assert_refused("--install", folder, words=["missing.png"])
+        self.assertEqual(["pebble.sketchplugin"], os.listdir(folder))
+        self.assertEqual(read(PROGRAM),
+                         read(f"{folder}/pebble.sketchplugin/Contents/Sketch/pebble_ws.py"))
 
     def test_install_refuses_what_would_not_work(self):
         before = sorted(os.listdir(f"{self.bundle}/Contents/Sketch"))
