@@ -355,8 +355,8 @@ def find_sketch() -> str | None:
     import subprocess
     found, versions = "", {}
     command = ["mdfind", "kMDItemCFBundleIdentifier == 'com.bohemiancoding.sketch3'"]
-    with suppress(Exception):
-        found = subprocess.check_output(command, timeout=10, text=True)
+    with suppress(OSError, subprocess.SubprocessError):
+        found = os.fsdecode(subprocess.run(command, capture_output=True, timeout=10).stdout)
     for app in filter(sketchtool, [*found.splitlines(), "/Applications/Sketch.app"]):
         versions[app] = []
         with suppress(Exception), open(f"{app}/Contents/Info.plist", "rb") as file:

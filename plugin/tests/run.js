@@ -36,20 +36,36 @@ const tests = [];
 
 const manifest = JSON.parse(read(`${scripts}/manifest.json`));
 
+// Commands that somebody adds may follow these, and have other names.
+const WEBSOCKET = ["webservice-starting-information"];
+const DIALOGUE = ["open-panel", "rotate", "rotate-duplicate", "set-time", "undo"];
+
 test("each command in the manifest has a script with a function that Sketch finds", () => {
   for (const { script, handler = "onRun" } of manifest.commands) {
     equal(typeof new Model(read, scripts).load(script, {})[handler], "function", script);
   }
 });
 
-test("the menu has the commands under websocket and pebble-dialogue, by their names", () => {
-  const [websocket, dialogue] = manifest.menu.items;
-  const named = new Map(manifest.commands.map(({ identifier, name }) => [identifier, name]));
-  const names = ({ items }) => items.map((identifier) => named.get(identifier));
-  equal(manifest.menu.isRoot, true);
-  equal([websocket.title, names(websocket)], ["websocket", ["webservice-starting-information"]]);
-  equal(dialogue.title, "pebble-dialogue");
-  equal(names(dialogue).slice(0, 5), ["open-panel", "rotate", "rotate-duplicate", "set-time", "undo"]);
+test("the plugin's own commands come first, each named as its script", () => {
+  equal(
+    manifest.commands.slice(0, 6).map((own) => [own.identifier, own.name, own.script, own.handler]),
+    [...WEBSOCKET, ...DIALOGUE].map((name) => [name, name, `${name}.cocoascript`, "onRun"]),
+  );
+});
+
+test("the menu has every one of them, under websocket and pebble-dialogue", () => {
+  const [websocket, dialogue, ...others] = manifest.menu.items;
+  equal(
+    { ...manifest.menu, items: [websocket, { ...dialogue, items: dialogue.items.slice(0, 5) }] },
+    {
+      isRoot: true,
+      items: [
+        { title: "websocket", items: WEBSOCKET },
+        { title: "pebble-dialogue", items: DIALOGUE },
+      ],
+    },
+  );
+  equal(others, []);
 });
 
 // --- rotate ---------------------------------------------------------------------------------
