@@ -413,7 +413,8 @@ class Bridge:
         self.clicks = queue.SimpleQueue()  # (dialogue, message), None at the end
         self.room = threading.Semaphore(1 + MAX_WAITING)
         self.stop_time = float("inf")  # when whatever runs is killed
-        session, new = json.dumps({"port": port, "token": self.token}), f"{SESSION}.{os.getpid()}"
+        session = json.dumps({"port": port, "token": self.token, "dryRun": dry_run})
+        new = f"{SESSION}.{os.getpid()}"
         self.session = f"window.pebbleSession = {session};\n"
         try:
             with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:

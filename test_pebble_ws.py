@@ -196,9 +196,12 @@ class Server:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             command or [*start, "--port", "0", *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, encoding="utf-8",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            encoding="utf-8",
             **options,
-        )  # fmt: skip
+        )
         self.log, self.came, self.start, self.printed = [], [], 0, threading.Condition()
         self.told = False  # to stop
         self.reader = threading.Thread(target=self._read)
@@ -470,14 +473,20 @@ class Configuration(unittest.TestCase):
                 path = os.path.join(PLUGIN, "Contents", "Sketch", script)
                 self.assertTrue(os.path.isfile(path), f"SCRIPTS names {path}: write it there")
                 self.assertIn(script, commands, f"add a command for {script} to manifest.json")
-                self.assertIn(message, self.messages, "give a button in pebble-dialogue.html this "
-                              f'data-message="{message}"')
+                self.assertIn(
+                    message,
+                    self.messages,
+                    f'give a button in pebble-dialogue.html this data-message="{message}"',
+                )
 
     def test_each_button_and_each_command_has_a_script(self):
         for message in self.messages:
             self.assertIn(message, pebble_ws.SCRIPTS, "add this data-message to SCRIPTS")
-        scripts = {name for name in os.listdir(f"{PLUGIN}/Contents/Sketch")
-                   if name.endswith(".cocoascript")}
+        scripts = {
+            name
+            for name in os.listdir(f"{PLUGIN}/Contents/Sketch")
+            if name.endswith(".cocoascript")
+        }
         commands = {command["script"] for command in self.manifest["commands"]}
         self.assertEqual(scripts, commands, "the files in Contents/Sketch, those in manifest.json")
 
@@ -498,15 +507,40 @@ class Configuration(unittest.TestCase):
                     self.assertIn(item, [*identifiers, "-"], "menu names a command that is not")
 
         texts = ("name", "identifier", "description", "icon", "darkIcon")
-        check("the manifest", self.manifest, ("commands", "icon"), commands=list, menu=dict,
-              suppliesData=bool, disableCocoaScriptPreprocessor=bool, bundleVersion=int,
-              **dict.fromkeys((*texts, "author", "authorEmail", "homepage", "version", "appcast",
-                               "compatibleVersion", "maxCompatibleVersion", "scope"), str))
+        check(
+            "the manifest",
+            self.manifest,
+            ("commands", "icon"),
+            commands=list,
+            menu=dict,
+            suppliesData=bool,
+            disableCocoaScriptPreprocessor=bool,
+            bundleVersion=int,
+            **dict.fromkeys(
+                (
+                    *texts,
+                    "author",
+                    "authorEmail",
+                    "homepage",
+                    "version",
+                    "appcast",
+                    "compatibleVersion",
+                    "maxCompatibleVersion",
+                    "scope",
+                ),
+                str,
+            ),
+        )
         self.assertIn(self.manifest["scope"], ("application", "document"))
         self.assertEqual(1, self.manifest["bundleVersion"])
         for command in self.manifest["commands"]:
-            check("a command", command, ("identifier", "script"), handlers=dict,
-                  **dict.fromkeys((*texts, "shortcut", "script", "handler"), str))
+            check(
+                "a command",
+                command,
+                ("identifier", "script"),
+                handlers=dict,
+                **dict.fromkeys((*texts, "shortcut", "script", "handler"), str),
+            )
         identifiers = [command["identifier"] for command in self.manifest["commands"]]
         self.assertEqual(len(identifiers), len(set(identifiers)), "two commands of one name")
         check("menu", self.manifest["menu"], ("items",), title=str, isRoot=bool, items=list)
@@ -536,52 +570,103 @@ class OpeningHandshake(BridgeTestCase):
         yield "an empty line", 400, "", b"\r\n\r\n"
         yield "binary", 400, "", bytes(range(256)) + b"\r\n\r\n"
         for why, request in (
-            ("no version", "GET {}"), ("HTTP/1.0", "GET {} HTTP/1.0"), ("HTTP/0", "GET {} HTTP/0"),
-            ("HTTP/2", "GET {} HTTP/2.0"), ("two blanks", "GET  {} HTTP/1.1"),
-            ("an absolute URL", "GET http://localhost{} HTTP/1.1"), ("no path", "GET * HTTP/1.1"),
-            ("a NUL in the path", "GET {}\0 HTTP/1.1"), ("not ASCII", "GET {}ä HTTP/1.1"),
-        ):  # fmt: skip
+            ("no version", "GET {}"),
+            ("HTTP/1.0", "GET {} HTTP/1.0"),
+            ("HTTP/0", "GET {} HTTP/0"),
+            ("HTTP/2", "GET {} HTTP/2.0"),
+            ("two blanks", "GET  {} HTTP/1.1"),
+            ("an absolute URL", "GET http://localhost{} HTTP/1.1"),
+            ("no path", "GET * HTTP/1.1"),
+            ("a NUL in the path", "GET {}\0 HTTP/1.1"),
+            ("not ASCII", "GET {}ä HTTP/1.1"),
+        ):
             yield row(why, 400, "", request=request)
         for why, line in (
-            ("a folded line", " folded"), ("a NUL byte", "X: \0"), ("no colon", "X"),
-            ("no name", ": x"), ("a blank before the colon", "X : x"), ("a lone CR", "X: \rY: y"),
-            ("a lone LF", "X: \nY: y"), ("two keys", f"Sec-WebSocket-Key: {KEY}"),
+            ("a folded line", " folded"),
+            ("a NUL byte", "X: \0"),
+            ("no colon", "X"),
+            ("no name", ": x"),
+            ("a blank before the colon", "X : x"),
+            ("a lone CR", "X: \rY: y"),
+            ("a lone LF", "X: \nY: y"),
+            ("two keys", f"Sec-WebSocket-Key: {KEY}"),
             ("two Hosts", "Host: localhost"),
-        ):  # fmt: skip
+        ):
             yield row(why, 400, "", line)
         yield row("two versions", 426, "Sec-WebSocket-Version 13, 13", "sec-websocket-version: 13")
         yield row("two Origins", 403, "Origin null, null", "Origin: null\r\nOrigin: null")
         yield row("two Hosts in one", 400, "Host", Host="localhost, localhost")
         yield row("no Host", 400, "Host", Host=None)
-        for key in (None, "nonsense", KEY[:-1], KEY[4:], "AAAA" + KEY, KEY[:-2] + "=A", f"{KEY} x",
-                    "dGhlIHNhbXBsZSBub25jZ_=="):
+        for key in (
+            None,
+            "nonsense",
+            KEY[:-1],
+            KEY[4:],
+            "AAAA" + KEY,
+            KEY[:-2] + "=A",
+            f"{KEY} x",
+            "dGhlIHNhbXBsZSBub25jZ_==",
+        ):
             yield row(f"the key {key}", 400, "Sec-WebSocket-Key", Sec_WebSocket_Key=key)
         for method in ("POST", "HEAD", "OPTIONS", "CONNECT", "get"):
             yield row(method, 405, "method", request=method + " {} HTTP/1.1")
-        for host in ("example.com", "localhost.example.com", "notlocalhost", "127.0.0.1.nip.io",
-                     "127.0.0.2", "0.0.0.0", "::1", "[::]", "localhost:80:80", "localhost:http",
-                     "localhost@example.com", "[::1", "localhost."):
+        for host in (
+            "example.com",
+            "localhost.example.com",
+            "notlocalhost",
+            "127.0.0.1.nip.io",
+            "127.0.0.2",
+            "0.0.0.0",
+            "::1",
+            "[::]",
+            "localhost:80:80",
+            "localhost:http",
+            "localhost@example.com",
+            "[::1",
+            "localhost.",
+        ):
             yield row(f"Host {host}", 403, f"Host {host}", Host=host)
-        for origin in ("http://example.com", "http://localhost", "https://127.0.0.1:9912",
-                       "http://[::1]", "file:///", "file://x", "File://", "NULL", "null null",
-                       "null, null", "undefined"):
+        for origin in (
+            "http://example.com",
+            "http://localhost",
+            "https://127.0.0.1:9912",
+            "http://[::1]",
+            "file:///",
+            "file://x",
+            "File://",
+            "NULL",
+            "null null",
+            "null, null",
+            "undefined",
+        ):
             yield row(f"Origin {origin}", 403, f"Origin {origin}", Origin=origin)
         yield row("an empty Origin", 403, "Origin", "Origin:")
         for why, changes in (
-            ("no Upgrade", {"Upgrade": None}), ("no Connection", {"Connection": None}),
-            ("Upgrade: h2c", {"Upgrade": "h2c"}), ("keep-alive", {"Connection": "keep-alive"}),
+            ("no Upgrade", {"Upgrade": None}),
+            ("no Connection", {"Connection": None}),
+            ("Upgrade: h2c", {"Upgrade": "h2c"}),
+            ("keep-alive", {"Connection": "keep-alive"}),
             ("Upgrade: websockets", {"Upgrade": "websockets"}),
-            *((f"version {version}", {"Sec_WebSocket_Version": version})
-              for version in (None, "0", "8", "12", "14", "013", "13, 8", "x")),
-        ):  # fmt: skip
+            *(
+                (f"version {version}", {"Sec_WebSocket_Version": version})
+                for version in (None, "0", "8", "12", "14", "013", "13, 8", "x")
+            ),
+        ):
             yield row(why, 426, next(iter(changes)).replace("_", "-"), **changes)
         for why, wrong in (
-            ("none", "/"), ("empty", "/?token="), ("a wrong one", "/?token=" + "A" * len(token)),
-            ("cut", target[:-1]), ("longer", target + "A"), ("in other case", target.swapcase()),
-            ("another name", f"/?Token={token}"), ("another path", f"/x?token={token}"),
-            ("two", f"{target}&token={token}"), ("one more parameter", f"{target}&x=y"),
-            ("a fragment", f"{target}#"), ("escaped", f"/?token=%{ord(token[0]):x}{token[1:]}"),
-        ):  # fmt: skip
+            ("none", "/"),
+            ("empty", "/?token="),
+            ("a wrong one", "/?token=" + "A" * len(token)),
+            ("cut", target[:-1]),
+            ("longer", target + "A"),
+            ("in other case", target.swapcase()),
+            ("another name", f"/?Token={token}"),
+            ("another path", f"/x?token={token}"),
+            ("two", f"{target}&token={token}"),
+            ("one more parameter", f"{target}&x=y"),
+            ("a fragment", f"{target}#"),
+            ("escaped", f"/?token=%{ord(token[0]):x}{token[1:]}"),
+        ):
             yield row(f"the token: {why}", 403, "token", target=wrong)
         yield row("9 KiB of head", 431, "8192", f"X: {'x' * 9216}")
         yield "a head without end", 431, "8192", head(target)[:-2] + b"X: x\r\n" * 1400
@@ -609,12 +694,26 @@ class OpeningHandshake(BridgeTestCase):
     def test_what_is_accepted(self):
         port = self.server.port
         for changes in (
-            *({"Host": host} for host in (f"localhost:{port}", f"127.0.0.1:{port}",
-                                          f"[::1]:{port}", "LocalHost", "localhost:1")),
-            {"Origin": "null"}, {"Origin": "file://"}, {"Origin": None}, {"Origin": " \tnull\t "},
-            {"Upgrade": "h2c, WebSocket"}, {"Connection": "keep-alive,\tUPGRADE"},
-            {"Connection": "keep-alive\r\nConnection: Upgrade"}, {"X": "\x80\xff\t~"}, {"X-": "\t"},
-        ):  # fmt: skip
+            *(
+                {"Host": host}
+                for host in (
+                    f"localhost:{port}",
+                    f"127.0.0.1:{port}",
+                    f"[::1]:{port}",
+                    "LocalHost",
+                    "localhost:1",
+                )
+            ),
+            {"Origin": "null"},
+            {"Origin": "file://"},
+            {"Origin": None},
+            {"Origin": " \tnull\t "},
+            {"Upgrade": "h2c, WebSocket"},
+            {"Connection": "keep-alive,\tUPGRADE"},
+            {"Connection": "keep-alive\r\nConnection: Upgrade"},
+            {"X": "\x80\xff\t~"},
+            {"X-": "\t"},
+        ):
             with self.subTest(**changes):
                 self.assertEqual("unknown", self.connect(**changes).click("no")["status"])
 
@@ -626,8 +725,13 @@ class OpeningHandshake(BridgeTestCase):
         self.assertEqual(sorted(expected), sorted(headers))
 
     def test_no_extension_and_no_subprotocol_is_accepted(self):
-        client = self.request(head(self.server.target, Sec_WebSocket_Protocol="chat",
-                                   Sec_WebSocket_Extensions="permessage-deflate"))
+        client = self.request(
+            head(
+                self.server.target,
+                Sec_WebSocket_Protocol="chat",
+                Sec_WebSocket_Extensions="permessage-deflate",
+            )
+        )
         self.assertEqual(4, len(client.response()))
 
     def test_a_head_of_8_kib_is_read_and_not_a_byte_more(self):
@@ -708,8 +812,15 @@ class Frames(unittest.TestCase):
                 self.assertEqual(expected, pebble_ws.unmask(payload, key))
 
     def test_frames_may_be_cut_anywhere(self):
-        sent = [(TEXT, "één"), (PING, b"?"), (BINARY, bytes(range(130))), (PONG, b""),
-                (TEXT, ""), (BINARY, bytes(65_536)), (PING, b"!")]
+        sent = [
+            (TEXT, "één"),
+            (PING, b"?"),
+            (BINARY, bytes(range(130))),
+            (PONG, b""),
+            (TEXT, ""),
+            (BINARY, bytes(65_536)),
+            (PING, b"!"),
+        ]
         data = b"".join(client_frame(*frame) for frame in sent)
         data += client_frame(TEXT, "a", fin=False) + client_frame(PING, b"between")
         data += client_frame(CONTINUATION, b"", fin=False) + client_frame(CONTINUATION, "b" * 126)
@@ -750,16 +861,38 @@ PROTOCOL_ERRORS = [  # why, the close code, and what must not be sent (5.1 to 5.
     ("65,535 bytes, in 64 bits", 1002, b"\x81\xff\0\0\0\0\0\0\xff\xff" + MASKING_KEY),
     ("a length of 64 bits", 1002, b"\x81\xff\x80\0\0\0\0\0\0\0" + MASKING_KEY),
     ("a Close of 1 byte", 1002, client_frame(CLOSE, b"\x03")),
-    *((f"a Close with {code}", 1002, close_of(code))
-      for code in (0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65_535)),
+    *(
+        (f"a Close with {code}", 1002, close_of(code))
+        for code in (0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65_535)
+    ),
     ("a reason that is not UTF-8", 1007, close_of(1000, b"\xff")),
     ("a reason cut in a letter", 1007, close_of(1000, "é".encode()[:1])),
     ("too long by 63 bits", 1009, b"\x81\xff\x7f" + b"\xff" * 7 + MASKING_KEY),
-]  # fmt: skip
+]
 NOT_UTF8 = (  # up to the first byte that cannot be right (RFC 3629)
-    "80", "bf", "c0", "c1", "f5", "ff", "fe", "c328", "c3c3", "e228", "e28228", "f09f9828",
-    "e080", "e09f", "eda0", "edbf", "f080", "f08f", "f490", "f4bf", "ceba80", "cebae1bdb9cf83f490",
-)  # fmt: skip
+    "80",
+    "bf",
+    "c0",
+    "c1",
+    "f5",
+    "ff",
+    "fe",
+    "c328",
+    "c3c3",
+    "e228",
+    "e28228",
+    "f09f9828",
+    "e080",
+    "e09f",
+    "eda0",
+    "edbf",
+    "f080",
+    "f08f",
+    "f490",
+    "f4bf",
+    "ceba80",
+    "cebae1bdb9cf83f490",
+)
 
 
 class MessagesAndClose(TestCase):
@@ -776,8 +909,12 @@ class MessagesAndClose(TestCase):
 
     def test_a_byte_at_a_time(self):
         client = self.connect()
-        data = client_frame(TEXT, "é", fin=False) + client_frame(PING, b"?") \
-            + client_frame(CONTINUATION, "x" * 130) + GOODBYE
+        data = (
+            client_frame(TEXT, "é", fin=False)
+            + client_frame(PING, b"?")
+            + client_frame(CONTINUATION, "x" * 130)
+            + GOODBYE
+        )
         for byte in data:
             client.send(bytes([byte]))
         self.assert_fails(client, 1000, (PONG, b"?"), "é" + "x" * 130)
@@ -787,8 +924,10 @@ class MessagesAndClose(TestCase):
         data = text.encode()
         fragments = [client_frame(TEXT, data[:1], fin=False)]
         for byte in data[1:]:
-            fragments += client_frame(PING, bytes([byte])), \
-                client_frame(CONTINUATION, bytes([byte]), fin=False)
+            fragments += (
+                client_frame(PING, bytes([byte])),
+                client_frame(CONTINUATION, bytes([byte]), fin=False),
+            )
         client = self.connect(*fragments, client_frame(CONTINUATION), GOODBYE)
         self.assert_fails(client, 1000, *((PONG, bytes([byte])) for byte in data[1:]), text)
 
@@ -825,8 +964,10 @@ class MessagesAndClose(TestCase):
                     self.assert_fails(self.connect(data), 1007)
 
     def test_text_that_ends_in_a_letter_fails(self):
-        for data in (client_frame(TEXT, "€".encode()[:2]),
-                     client_frame(TEXT, "€".encode()[:2], fin=False) + client_frame(CONTINUATION)):
+        for data in (
+            client_frame(TEXT, "€".encode()[:2]),
+            client_frame(TEXT, "€".encode()[:2], fin=False) + client_frame(CONTINUATION),
+        ):
             self.assert_fails(self.connect(data), 1007)
 
     def test_letters_may_be_split_over_fragments_and_segments(self):
@@ -846,8 +987,10 @@ class MessagesAndClose(TestCase):
             ("no body", b"", None),
             ("a code", b"\x03\xe8", 1000),
             ("a reason of 123 bytes", b"\x03\xe9" + "é".encode() * 61 + b"x", 1001),
-            *((f"{code}", code.to_bytes(2, "big"), code)
-              for code in (1002, 1003, *range(1007, 1015), 3000, 3999, 4000, 4999)),
+            *(
+                (f"{code}", code.to_bytes(2, "big"), code)
+                for code in (1002, 1003, *range(1007, 1015), 3000, 3999, 4000, 4999)
+            ),
         ):
             with self.subTest(why):
                 client = self.connect(client_frame(TEXT, "x"), client_frame(CLOSE, payload))
@@ -1053,8 +1196,9 @@ class Scripts(BridgeTestCase):
 
     def test_a_server_that_may_have_no_children_answers_all_the_same(self):
         ignoring = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
-        server = self.started(self.addCleanup, self.bundle, "--sketch", self.sketch.app,
-                              setup=ignoring)
+        server = self.started(
+            self.addCleanup, self.bundle, "--sketch", self.sketch.app, setup=ignoring
+        )
         client = self.connect(server=server)
         for _ in range(2):
             self.assertEqual("failed", client.click("undo")["status"])
@@ -1062,11 +1206,17 @@ class Scripts(BridgeTestCase):
     def test_a_sketch_that_goes_and_comes_back(self):
         client = self.connect()
         for why, go, come in (
-            ("moved", lambda: os.rename(self.sketch.tool, self.sketch.tool + "x"),
-             lambda: os.rename(self.sketch.tool + "x", self.sketch.tool)),
-            ("not executable", lambda: os.chmod(self.sketch.tool, 0o644),
-             lambda: os.chmod(self.sketch.tool, 0o755)),
-        ):  # fmt: skip
+            (
+                "moved",
+                lambda: os.rename(self.sketch.tool, self.sketch.tool + "x"),
+                lambda: os.rename(self.sketch.tool + "x", self.sketch.tool),
+            ),
+            (
+                "not executable",
+                lambda: os.chmod(self.sketch.tool, 0o644),
+                lambda: os.chmod(self.sketch.tool, 0o755),
+            ),
+        ):
             with self.subTest(why):
                 go()
                 answer = client.click("undo")
@@ -1100,13 +1250,17 @@ class Scripts(BridgeTestCase):
         for why, named, content in (
             ("no command", script, {"commands": others}),
             ("no identifier", broken, {"commands": [*others, nameless]}),
-            *((f"the manifest is {content}", broken, content)
-              for content in ([], 1, {}, {"commands": 1}, {"commands": [1]}, {"commands": [{}]})),
-            *((f"the manifest is {content[:9]}", broken, content)
-              for content in (b"", b"nonsense", b"\xff", b"[" * 100_000)),
+            *(
+                (f"the manifest is {content}", broken, content)
+                for content in ([], 1, {}, {"commands": 1}, {"commands": [1]}, {"commands": [{}]})
+            ),
+            *(
+                (f"the manifest is {content[:9]}", broken, content)
+                for content in (b"", b"nonsense", b"\xff", b"[" * 100_000)
+            ),
             ("the script is gone", script, script),
             ("the manifest is gone", broken, broken),
-        ):  # fmt: skip
+        ):
             with self.subTest(why):
                 if isinstance(content, str):
                     os.remove(content)
@@ -1124,8 +1278,11 @@ class Scripts(BridgeTestCase):
         others = {"commands": manifest()["commands"][:3]}
         write(f"{bundle}/Contents/Sketch/manifest.json", json.dumps(others))
         server = self.started(self.addCleanup, bundle, "--sketch", self.sketch.app)
-        missing = [(message, script) for message, script in pebble_ws.SCRIPTS.items()
-                   if script not in (command["script"] for command in others["commands"])]
+        missing = [
+            (message, script)
+            for message, script in pebble_ws.SCRIPTS.items()
+            if script not in (command["script"] for command in others["commands"])
+        ]
         self.assertGreaterEqual(len(missing), 3)
         self.assertEqual(len(missing), len(server.first_lines) - 1)
         for line, (message, script) in zip(server.first_lines, missing):
@@ -1151,8 +1308,9 @@ class Scripts(BridgeTestCase):
         commands = [{"script": "x"}, {"script": "./sub/flip.js", "identifier": "flip"}]
         write(f"{inner}/Contents/Sketch/manifest.json", json.dumps({"commands": commands}))
         scripts = {"flip": script, "outside": outside, "up": "../../../outside.js"}
-        server = self.started(self.addCleanup, self.bundle, "--sketch", self.sketch.app,
-                              setup=f"SCRIPTS = {scripts}")
+        server = self.started(
+            self.addCleanup, self.bundle, "--sketch", self.sketch.app, setup=f"SCRIPTS = {scripts}"
+        )
         client = self.connect(server=server)
         self.assertEqual("done", client.click("flip")["status"])
         self.assertEqual([["run", inner, "flip", "--without-activating"]], self.sketch.calls())
@@ -1173,9 +1331,12 @@ class ScriptsThatHang(BridgeTestCase):
             ("a hanging child", f"{{ {hanging}; }} & sleep 30"),
             ("silent, minds no signal", f"exec >&- 2>&-; trap '' TERM INT HUP; {hanging}"),
             ("prints without end", "echo x >&9; exec 9>&-; yes"),
-            ("in another process group", f"exec {sys.executable} -c 'import os, time; os.write(9, "
-             "b\"x\\n\"); os.close(9); os.close(8); os.setpgid(0, os.getpgid(os.getppid())); "
-             "time.sleep(30)'"),
+            (
+                "in another process group",
+                f"exec {sys.executable} -c 'import os, time; os.write(9, "
+                'b"x\\n"); os.close(9); os.close(8); os.setpgid(0, os.getpgid(os.getppid())); '
+                "time.sleep(30)'",
+            ),
         ):
             with self.subTest(why), self.noticed_only_as() as witness:
                 self.sketch.mood(f'exec 8>"$here/alive" 9>&8; {mood}')
@@ -1195,19 +1356,50 @@ class ScriptsThatHang(BridgeTestCase):
 
 
 ATTACKS = (
-    "", "Rotate", "rotate ", " rotate", "rotate\0", "rotate\n", "rotate.cocoascript", "rotate.undo",
-    "../rotate.cocoascript", "/bin/sh", "file:///bin/sh", "C:\\x", "; touch x", "$(touch x)",
-    "`id`", "| tee x", "--port 1", "{}", '{"message": "rotate"}', "__class__", "SCRIPTS", "%s%n",
-    "\x1b[2J\x1b]0;x\x07", "\x9b2J", "\u2028\u2029\x85\v\f", "\u202egnitsil", "\ufeff\u200b",
-    "20:14:05 #1 < rotate", "x\r\n20:14:05 #1 > done: Rotated.", "\r20:14:05 #1 = open", "\x7f",
-    "\ud7ff\U0010ffff", "x" * 100_000, "\n" * 5000, "<script>alert(1)</script>", "''\"\"", "{0}",
-)  # fmt: skip
+    "",
+    "Rotate",
+    "rotate ",
+    " rotate",
+    "rotate\0",
+    "rotate\n",
+    "rotate.cocoascript",
+    "rotate.undo",
+    "../rotate.cocoascript",
+    "/bin/sh",
+    "file:///bin/sh",
+    "C:\\x",
+    "; touch x",
+    "$(touch x)",
+    "`id`",
+    "| tee x",
+    "--port 1",
+    "{}",
+    '{"message": "rotate"}',
+    "__class__",
+    "SCRIPTS",
+    "%s%n",
+    "\x1b[2J\x1b]0;x\x07",
+    "\x9b2J",
+    "\u2028\u2029\x85\v\f",
+    "\u202egnitsil",
+    "\ufeff\u200b",
+    "20:14:05 #1 < rotate",
+    "x\r\n20:14:05 #1 > done: Rotated.",
+    "\r20:14:05 #1 = open",
+    "\x7f",
+    "\ud7ff\U0010ffff",
+    "x" * 100_000,
+    "\n" * 5000,
+    "<script>alert(1)</script>",
+    "''\"\"",
+    "{0}",
+)
 
 
 class TheBridge(BridgeTestCase):
     def test_the_session_file_is_one_line_for_its_user_alone(self):
         session = read(self.server.session_file)
-        line = r'window\.pebbleSession = \{"port": (\d+), "token": "([\w-]{22,})"\};\n'
+        line = r'window\.pebbleSession = \{"port": (\d+), "token": "([\w-]{22,})", "dryRun": false\};\n'
         self.assertRegex(session, rf"\A{line}\Z")
         self.assertEqual(self.server.port, int(re.match(line, session)[1]))
         self.assertEqual(0o600, stat.S_IMODE(os.stat(self.server.session_file).st_mode))
@@ -1221,8 +1413,14 @@ class TheBridge(BridgeTestCase):
             first = self.started(self.addCleanup, bundle, "--dry-run")
             old.seek(0)
             self.assertEqual("old", old.read(), "who reads the old one reads all of it")
-        self.assertEqual([], [name for name in os.listdir(os.path.dirname(path))
-                              if "session" in name and name != "session.js"])
+        self.assertEqual(
+            [],
+            [
+                name
+                for name in os.listdir(os.path.dirname(path))
+                if "session" in name and name != "session.js"
+            ],
+        )
         self.assertEqual(0o600, stat.S_IMODE(os.stat(path).st_mode))
         second = self.started(self.addCleanup, bundle, "--dry-run")
         self.assertEqual(3, len({first.token, second.token, self.server.token}))
@@ -1255,12 +1453,18 @@ class TheBridge(BridgeTestCase):
         self.request(head(self.server.target, Origin="http://example.com")).file.read()
         self.server.wait_for("refused")
         start = int(re.search(r"#(\d+)", self.server.lines()[0])[1])
-        for line, expected in zip(self.server.lines(), (
-            f"#{start} = open from file://", f"#{start} < rotate",
-            rf"#{start} > done: Done\. \(\d+ ms\)", f"#{start} < nonsense",
-            f"#{start} > unknown: .*", f"#{start} = closed 1001",
-            rf"#{start + 1} ! refused 403: Origin http://example\.com",
-        )):  # fmt: skip
+        for line, expected in zip(
+            self.server.lines(),
+            (
+                f"#{start} = open from file://",
+                f"#{start} < rotate",
+                rf"#{start} > done: Done\. \(\d+ ms\)",
+                f"#{start} < nonsense",
+                f"#{start} > unknown: .*",
+                f"#{start} = closed 1001",
+                rf"#{start + 1} ! refused 403: Origin http://example\.com",
+            ),
+        ):
             self.assertRegex(line, rf"^\d\d:\d\d:\d\d {expected}$")
         self.assertEqual(7, len(self.server.lines()))
 
@@ -1382,8 +1586,13 @@ class TheBridge(BridgeTestCase):
 
 class Stopping(BridgeTestCase):
     def own_server(self, stop_timeout=1):
-        return self.started(self.addCleanup, self.bundle, "--sketch", self.sketch.app,
-                            setup=f"STOP_TIMEOUT = {stop_timeout}; CLOSE_TIMEOUT = 0.3")
+        return self.started(
+            self.addCleanup,
+            self.bundle,
+            "--sketch",
+            self.sketch.app,
+            setup=f"STOP_TIMEOUT = {stop_timeout}; CLOSE_TIMEOUT = 0.3",
+        )
 
     def test_a_signal_closes_every_dialogue_with_1001_and_ends_with_0(self):
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -1461,13 +1670,19 @@ class Faults(BridgeTestCase):
     def test_a_reset_at_every_stage(self):
         opened, click = head(self.server.target), client_frame(TEXT, "undo")
         for stage, data in (
-            ("before the head", b""), ("in the head", opened[:40]), ("after the head", opened),
-            ("in a frame's head", opened + click[:1]), ("in a masking-key", opened + click[:4]),
-            ("in a payload", opened + click[:-1]), ("after a click", opened + click),
+            ("before the head", b""),
+            ("in the head", opened[:40]),
+            ("after the head", opened),
+            ("in a frame's head", opened + click[:1]),
+            ("in a masking-key", opened + click[:4]),
+            ("in a payload", opened + click[:-1]),
+            ("after a click", opened + click),
             ("between fragments", opened + client_frame(TEXT, "u", fin=False)),
-            ("after a Ping", opened + client_frame(PING)), ("after its Close", opened + GOODBYE),
-            ("after a refusal", head("/")), ("after an error", opened + b"\xff\xff"),
-        ):  # fmt: skip
+            ("after a Ping", opened + client_frame(PING)),
+            ("after its Close", opened + GOODBYE),
+            ("after a refusal", head("/")),
+            ("after an error", opened + b"\xff\xff"),
+        ):
             for answered in {data.startswith(opened), False}:
                 end = "(closed 1|refused 403)"
                 with self.subTest(stage, answered=answered), self.noticed_only_as(end):
@@ -1479,11 +1694,13 @@ class Faults(BridgeTestCase):
     def test_half_of_something_then_silence_then_gone(self):
         opened = head(self.server.target)
         for why, data in (
-            ("nothing", b""), ("a handshake", opened[:-1]), ("a head", opened + b"\x81"),
+            ("nothing", b""),
+            ("a handshake", opened[:-1]),
+            ("a head", opened + b"\x81"),
             ("a payload", opened + client_frame(TEXT, "undo")[:-1]),
             ("a long one", opened + client_frame(TEXT, "x" * 100_000)[:50_000]),
             ("a message", opened + client_frame(TEXT, "undo", fin=False)),
-        ):  # fmt: skip
+        ):
             with self.subTest(why), self.noticed_only_as("= closed 1006: ended") as witness:
                 client = self.request(data)
                 self.assertEqual("done", witness.click("undo")["status"])
@@ -1629,8 +1846,9 @@ class ARandomPeer(BridgeTestCase):
         else:
             data = data.partition(b"\r\n\r\n")[0]
             self.assertTrue(data.startswith(f"GET {self.server.target} HTTP/1.".encode()))
-            self.assertLessEqual(set(re.findall(rb"(?im)^origin:\s*(.*?)\s*$", data)),
-                                 {b"null", b"file://"})
+            self.assertLessEqual(
+                set(re.findall(rb"(?im)^origin:\s*(.*?)\s*$", data)), {b"null", b"file://"}
+            )
             self.assertEqual(1, len(re.findall(rb"(?im)^host:\s*(?:localhost|127\.0\.0\.1)", data)))
 
     def session(self, rng, client):
@@ -1644,8 +1862,10 @@ class ARandomPeer(BridgeTestCase):
             return
         if end in (self.cut, self.noise):
             client.socket.shutdown(socket.SHUT_WR)
-        received = [json.loads(answer)["message"] if isinstance(answer, str) else answer
-                    for answer in client.rest()]
+        received = [
+            json.loads(answer)["message"] if isinstance(answer, str) else answer
+            for answer in client.rest()
+        ]
         self.assertEqual(answers, received[: len(answers)])
         if end == self.noise:  # anything that a server may say, Close last
             for answer in received[len(answers) : -1]:
@@ -1712,8 +1932,9 @@ class CommandLine(TestCase):
     def run_program(self, *arguments, program=None):
         """Return exit status, standard output and standard error."""
         program = program or f"{self.bundle}/Contents/Sketch/pebble_ws.py"
-        done = subprocess.run([*PYTHON, program, *arguments], capture_output=True, timeout=20,
-                              cwd=self.elsewhere)
+        done = subprocess.run(
+            [*PYTHON, program, *arguments], capture_output=True, timeout=20, cwd=self.elsewhere
+        )
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 
     def assert_refused(self, *arguments, words=(), **options):
@@ -1733,8 +1954,15 @@ class CommandLine(TestCase):
             self.assertIn(option, output)
 
     def test_bad_arguments_are_told_with_the_usage(self):
-        for arguments in (["--port", "x"], ["--port", "65536"], ["--port", "-1"], ["--port"],
-                          ["--nonsense"], ["rotate"], ["--install", "a", "b"]):
+        for arguments in (
+            ["--port", "x"],
+            ["--port", "65536"],
+            ["--port", "-1"],
+            ["--port"],
+            ["--nonsense"],
+            ["rotate"],
+            ["--install", "a", "b"],
+        ):
             with self.subTest(arguments), contextlib.redirect_stderr(io.StringIO()) as error:
                 with self.assertRaises(SystemExit) as exit_:
                     pebble_ws.main(arguments)
@@ -1744,15 +1972,21 @@ class CommandLine(TestCase):
     def test_what_is_no_sketch_is_refused(self):
         os.makedirs(f"{self.folder}/Empty.app/Contents/MacOS")
         os.rename(self.sketch.app, f"{self.folder}/Sketch")
-        for app in ("nonsense", f"{self.folder}/No.app", f"{self.folder}/Empty.app",
-                    f"{self.folder}/Sketch", ""):
+        for app in (
+            "nonsense",
+            f"{self.folder}/No.app",
+            f"{self.folder}/Empty.app",
+            f"{self.folder}/Sketch",
+            "",
+        ):
             with self.subTest(app):
                 self.assert_refused("--port", "0", "--sketch", app, words=[app])
 
     def test_importing_it_starts_nothing(self):
         code = "import threading, pebble_ws; print(threading.active_count())"
-        done = subprocess.run([*PYTHON, "-c", code], cwd=f"{self.bundle}/Contents/Sketch",
-                              capture_output=True)
+        done = subprocess.run(
+            [*PYTHON, "-c", code], cwd=f"{self.bundle}/Contents/Sketch", capture_output=True
+        )
         self.assertEqual((b"1\n", b""), (done.stdout, done.stderr))
         self.assertFalse(os.path.exists(f"{self.bundle}/Contents/Resources/session.js"))
 
@@ -1815,11 +2049,15 @@ class CommandLine(TestCase):
         mdfind = f"{self.folder}/bin/mdfind"
         os.makedirs(os.path.dirname(mdfind), exist_ok=True)
         found = " ".join(map(shlex.quote, apps))
-        write(mdfind, f"#!/bin/sh\nfor app in {found}; do echo \"$app\"; done\n")
+        write(mdfind, f'#!/bin/sh\nfor app in {found}; do echo "$app"; done\n')
         os.chmod(mdfind, 0o755)
         path = f"{self.folder}/bin:{os.environ['PATH']}"
-        return self.started(self.addCleanup, self.bundle, setup="sys.platform = 'darwin'",
-                            env={**os.environ, "PATH": path})
+        return self.started(
+            self.addCleanup,
+            self.bundle,
+            setup="sys.platform = 'darwin'",
+            env={**os.environ, "PATH": path},
+        )
 
     @unittest.skipIf(os.path.exists("/Applications/Sketch.app"), "this Mac has Sketch")
     def test_on_a_mac_without_sketch_it_warns_and_fails_each_click_with_the_remedy(self):
@@ -1853,10 +2091,15 @@ class CommandLine(TestCase):
         self.assertIn(copy, output)
         self.assertEqual(["pebble.sketchplugin"], os.listdir(folder))
         self.assertEqual(read(PROGRAM), read(f"{copy}/Contents/Sketch/pebble_ws.py"))
-        files = [sorted(os.path.relpath(f"{path}/{name}", bundle)
-                        for path, _, names in os.walk(bundle)
-                        for name in names if name not in ("pebble_ws.py", "session.js"))
-                 for bundle in (PLUGIN, copy)]  # fmt: skip
+        files = [
+            sorted(
+                os.path.relpath(f"{path}/{name}", bundle)
+                for path, _, names in os.walk(bundle)
+                for name in names
+                if name not in ("pebble_ws.py", "session.js")
+            )
+            for bundle in (PLUGIN, copy)
+        ]
         self.assertEqual(*files)
         self.assertFalse(os.path.exists(f"{copy}/Contents/Resources/session.js"))
 
@@ -1890,15 +2133,21 @@ class CommandLine(TestCase):
         os.symlink("nowhere", f"{self.bundle}/Contents/Resources/missing.png")
         self.assert_refused("--install", folder, words=["missing.png"])
         self.assertEqual(["pebble.sketchplugin"], os.listdir(folder))
-        self.assertEqual(read(PROGRAM),
-                         read(f"{folder}/pebble.sketchplugin/Contents/Sketch/pebble_ws.py"))
+        self.assertEqual(
+            read(PROGRAM), read(f"{folder}/pebble.sketchplugin/Contents/Sketch/pebble_ws.py")
+        )
 
     def test_install_refuses_what_would_not_work(self):
         before = sorted(os.listdir(f"{self.bundle}/Contents/Sketch"))
         os.symlink(self.folder, f"{self.folder}/link")
-        for why, folder in (("missing", f"{self.folder}/missing"), ("empty", ""),
-                            ("over itself", self.folder), ("by a link", f"{self.folder}/link"),
-                            ("into itself", f"{self.bundle}/Contents"), ("a file", PROGRAM)):
+        for why, folder in (
+            ("missing", f"{self.folder}/missing"),
+            ("empty", ""),
+            ("over itself", self.folder),
+            ("by a link", f"{self.folder}/link"),
+            ("into itself", f"{self.bundle}/Contents"),
+            ("a file", PROGRAM),
+        ):
             with self.subTest(why):
                 self.assert_refused("--install", folder, words=[folder])
         self.assertEqual(before, sorted(os.listdir(f"{self.bundle}/Contents/Sketch")))
@@ -1906,13 +2155,17 @@ class CommandLine(TestCase):
 
     def test_install_goes_to_sketchs_folder_by_default(self):
         plugins = f"{self.folder}/Library/Application Support/com.bohemiancoding.sketch3/Plugins"
-        with mock.patch.dict(os.environ, HOME=self.folder), \
-                contextlib.redirect_stderr(io.StringIO()) as error:
+        with (
+            mock.patch.dict(os.environ, HOME=self.folder),
+            contextlib.redirect_stderr(io.StringIO()) as error,
+        ):
             self.assertEqual(1, pebble_ws.main(["--install"]))
         self.assertIn(plugins, error.getvalue())
         os.makedirs(plugins)
-        with mock.patch.dict(os.environ, HOME=self.folder), \
-                contextlib.redirect_stdout(io.StringIO()) as printed:
+        with (
+            mock.patch.dict(os.environ, HOME=self.folder),
+            contextlib.redirect_stdout(io.StringIO()) as printed,
+        ):
             self.assertEqual(0, pebble_ws.main(["--install"]))
         self.assertIn(f"{plugins}/pebble.sketchplugin", printed.getvalue())
 
@@ -1991,8 +2244,13 @@ ENGINES = [path for path in map(shutil.which, ("node", "jsc", JSC)) if path]
 @unittest.skipUnless(ENGINES or CI, "the plugin's scripts need an engine, jsc or node")
 class PluginScripts(TestCase):
     def run_js(self, engine, *arguments):
-        return subprocess.run([engine, "run.js", *arguments], capture_output=True, timeout=60,
-                              encoding="utf-8", cwd=TESTS)  # jsc takes no path with an umlaut
+        return subprocess.run(
+            [engine, "run.js", *arguments],
+            capture_output=True,
+            timeout=60,
+            encoding="utf-8",
+            cwd=TESTS,
+        )  # jsc takes no path with an umlaut
 
     def test_there_is_an_engine(self):
         self.assertTrue(ENGINES)
@@ -2003,8 +2261,9 @@ class PluginScripts(TestCase):
                 done = self.run_js(engine)
                 *lines, last = done.stdout.splitlines()
                 self.assertEqual([], [line for line in lines if not line.startswith("ok ")])
-                self.assertEqual((f"{len(lines)} passed, 0 failed", 0, ""),
-                                 (last, done.returncode, done.stderr))
+                self.assertEqual(
+                    (f"{len(lines)} passed, 0 failed", 0, ""), (last, done.returncode, done.stderr)
+                )
 
     def test_the_starting_information_works_as_it_stands_in_a_shell(self):
         for engine in ENGINES:
@@ -2015,15 +2274,17 @@ class PluginScripts(TestCase):
             bundle, sketch = installed(folder), StandInSketch(folder)
             self.addCleanup(sketch.close)
             python3 = f"{folder}/python3"  # takes any free port, where the command says none
-            write(python3, f"#!/bin/sh\nexec {shlex.join(PYTHON)} \"$@\" --port 0\n")
+            write(python3, f'#!/bin/sh\nexec {shlex.join(PYTHON)} "$@" --port 0\n')
             os.chmod(python3, 0o755)
             with self.subTest(engine):
                 done = self.run_js(engine, "--", "starting-information", bundle, sketch.app)
                 self.assertEqual(0, done.returncode, done.stderr)
-                server = self.started(self.addCleanup,
-                    bundle, command=["sh", "-c", f"exec {done.stdout}"],
+                server = self.started(
+                    self.addCleanup,
+                    bundle,
+                    command=["sh", "-c", f"exec {done.stdout}"],
                     env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"},
-                )  # fmt: skip
+                )
                 self.assertEqual("done", self.connect(server=server).click("rotate")["status"])
                 self.assertEqual([command_line(bundle, "rotate")], sketch.calls())
 
@@ -2032,14 +2293,33 @@ class PluginScripts(TestCase):
 
 WPE = "/usr/lib/x86_64-linux-gnu/wpe-webkit-1.1/MiniBrowser"
 BROWSERS = {  # engine: (driver, browser, capabilities for a profile folder)
-    "Chromium": ("chromedriver", "/usr/bin/chromium", lambda profile: {
-        "browserName": "chrome",
-        "goog:chromeOptions": {"binary": "/usr/bin/chromium", "args": [
-            "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-            "--disable-component-update", "--no-first-run", f"--user-data-dir={profile}"]}}),
-    "WPE WebKit": ("WPEWebDriver", WPE, lambda profile: {
-        "browserName": "MiniBrowser",
-        "wpe:browserOptions": {"binary": WPE, "args": ["--automation", "--headless"]}}),
+    "Chromium": (
+        "chromedriver",
+        "/usr/bin/chromium",
+        lambda profile: {
+            "browserName": "chrome",
+            "goog:chromeOptions": {
+                "binary": "/usr/bin/chromium",
+                "args": [
+                    "--headless=new",
+                    "--no-sandbox",
+                    "--disable-gpu",
+                    "--disable-background-networking",
+                    "--disable-component-update",
+                    "--no-first-run",
+                    f"--user-data-dir={profile}",
+                ],
+            },
+        },
+    ),
+    "WPE WebKit": (
+        "WPEWebDriver",
+        WPE,
+        lambda profile: {
+            "browserName": "MiniBrowser",
+            "wpe:browserOptions": {"binary": WPE, "args": ["--automation", "--headless"]},
+        },
+    ),
 }
 ENTER, TAB, SPACE, LEFT, RIGHT, SHIFT = "\ue007", "\ue004", " ", "\ue012", "\ue014", "\ue008"
 BACKSPACE = "\ue003"
@@ -2063,10 +2343,19 @@ class Browser:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.driver = subprocess.Popen(  # in a process group of its own, with all that it starts
-            [driver, f"--port={port}"], start_new_session=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env={**os.environ, "HOME": self.profile, "XDG_CACHE_HOME": self.profile,
-                 "XDG_DATA_HOME": self.profile, "XDG_CONFIG_HOME": self.profile})
+            [driver, f"--port={port}"],
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={
+                **os.environ,
+                "HOME": self.profile,
+                "XDG_CACHE_HOME": self.profile,
+                "XDG_DATA_HOME": self.profile,
+                "XDG_CONFIG_HOME": self.profile,
+            },
+        )
         self.address = ("127.0.0.1", port)
         self.url = f"http://127.0.0.1:{port}/session"
         try:
@@ -2088,7 +2377,8 @@ class Browser:
     def call(self, method, path, body=None):
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
-            self.url + path, data, {"Content-Type": "application/json"}, method=method)
+            self.url + path, data, {"Content-Type": "application/json"}, method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
                 return json.load(response)["value"]
@@ -2156,9 +2446,17 @@ class Browser:
         self.type(element, text or BACKSPACE)
 
     def screenshot(self, path):
-        self.call("POST", "/execute/async", {"args": [], "script": (  # a first one may be old
-            "const done = arguments[0];"
-            "requestAnimationFrame(() => requestAnimationFrame(() => done()))")})
+        self.call(
+            "POST",
+            "/execute/async",
+            {
+                "args": [],
+                "script": (  # a first one may be old
+                    "const done = arguments[0];"
+                    "requestAnimationFrame(() => requestAnimationFrame(() => done()))"
+                ),
+            },
+        )
         path.write_bytes(base64.b64decode(self.call("GET", "/screenshot")))
 
     def cdp(self, command, **parameters):
@@ -2212,8 +2510,10 @@ class PatientSketch(StandInSketch):
 
     def answer(self, text):
         write(f"{self.home}/answer", f"{text}\n")
-        self.mood('sleep "$(cat "$here/seconds")"; while [ -e "$here/held" ]; do sleep 0.02; done\n'
-                  'cat "$here/answer"')
+        self.mood(
+            'sleep "$(cat "$here/seconds")"; while [ -e "$here/held" ]; do sleep 0.02; done\n'
+            'cat "$here/answer"'
+        )
 
     def take(self, seconds):
         write(f"{self.home}/seconds", str(seconds))
@@ -2301,7 +2601,8 @@ class DialogueTestCase(TestCase):
         """The name of the button, or the label or value of the field, that has the focus."""
         return self.browser.execute(
             "const e = document.activeElement;"
-            "return e.labels?.[0]?.textContent ?? (e.textContent.trim() || e.value)")
+            "return e.labels?.[0]?.textContent ?? (e.textContent.trim() || e.value)"
+        )
 
     def wait_for_buttons(self, shown=True, page="Rotator"):
         wait_until(lambda: [self.shown(name) for name in NEEDS_SKETCH[page]] == [shown] * 3)
@@ -2339,8 +2640,11 @@ class DialogueTestCase(TestCase):
                 self.wait_for_buttons(shown=False)
                 self.assertIn(MENU_ITEM, self.footer())
         manifest = (self.bundle / "Contents" / "Sketch" / "manifest.json").read_text("utf-8")
-        identifier = next(command["identifier"] for command in json.loads(manifest)["commands"]
-                          if command["script"] == "rotate.cocoascript")
+        identifier = next(
+            command["identifier"]
+            for command in json.loads(manifest)["commands"]
+            if command["script"] == "rotate.cocoascript"
+        )
         call = ["run", str(self.bundle), identifier, "--without-activating"]
         self.assertEqual([call, call], self.sketch.calls())
 
@@ -2377,9 +2681,11 @@ class DialogueTestCase(TestCase):
         self.browser.open(self.page)
         self.browser.execute("setTimeout = () => 0")  # no pause ends by itself any more
         self.start_server()
+
         def appeared():
             self.browser.execute("window.dispatchEvent(new Event('focus'))")
             return self.shown("Rotate")
+
         wait_until(appeared)
 
     def test_it_tries_again_after_a_second_and_after_five_once_it_has_failed_for_minutes(self):
@@ -2388,7 +2694,8 @@ class DialogueTestCase(TestCase):
             "window.delays = []; const original = setTimeout;"
             "setTimeout = (act, delay) => {"
             "  if (delay <= 5000) delays.push(delay);"  # the driver of WPE has longer ones
-            "  return original(act, delay); }")
+            "  return original(act, delay); }"
+        )
         wait_until(lambda: 1000 in self.browser.execute("return delays"))
         self.browser.execute("const now = Date.now; Date.now = () => now() + 180000; delays = []")
         # An attempt's limit and the pause after it are 5 s each now.
@@ -2403,9 +2710,12 @@ class DialogueTestCase(TestCase):
     def test_each_button_sends_its_message_and_no_other(self):
         server = self.open_connected()
         for page, name, message in (
-                ("Rotator", "Rotate", "rotate"), ("Rotator", "Duplicate", "duplicate"),
-                ("Rotator", "Undo", "undo"), ("Time", "Set", "set-time"),
-                ("Time", "Add", "set-time")):
+            ("Rotator", "Rotate", "rotate"),
+            ("Rotator", "Duplicate", "duplicate"),
+            ("Rotator", "Undo", "undo"),
+            ("Time", "Set", "set-time"),
+            ("Time", "Add", "set-time"),
+        ):
             with self.subTest(button=name):
                 self.sketch.answer(f"OK {name} done.")
                 self.click(page)
@@ -2465,8 +2775,9 @@ class DialogueTestCase(TestCase):
         self.assertNotEqual(failed, self.answer_colour())
 
     def answer_colour(self):
-        return self.browser.execute("return getComputedStyle(arguments[0]).color",
-                                    self.browser.find("//*[@id='answer']"))
+        return self.browser.execute(
+            "return getComputedStyle(arguments[0]).color", self.browser.find("//*[@id='answer']")
+        )
 
     def test_an_answer_that_contains_html_is_shown_as_text(self):
         self.open_connected()
@@ -2512,7 +2823,9 @@ class DialogueTestCase(TestCase):
                 self.browser.execute(  # WebDriver types no emoji everywhere
                     "arguments[0].value = arguments[1];"
                     "arguments[0].dispatchEvent(new InputEvent('input', {bubbles: true}))",
-                    self.row_fields()[0], text)
+                    self.row_fields()[0],
+                    text,
+                )
                 self.assertEqual(text, self.values()["rows"][0]["name"])
         self.click("Time")
         self.enter("Time", "7:5x")
@@ -2562,9 +2875,13 @@ class DialogueTestCase(TestCase):
     def test_add_adds_the_amount_to_the_time_and_sets_it(self):
         self.open_connected("Time")
         for time_, amount, expected in (
-                ("10:10:57", "5", "10:11:02"), ("23:59:59", "1", "00:00:00"),
-                ("23:30", "1:00:00", "00:30:00"), ("10", "3:16", "10:03:16"),
-                ("9:5", "90", "09:06:30"), (" 0 ", "25:00:01", "01:00:01")):
+            ("10:10:57", "5", "10:11:02"),
+            ("23:59:59", "1", "00:00:00"),
+            ("23:30", "1:00:00", "00:30:00"),
+            ("10", "3:16", "10:03:16"),
+            ("9:5", "90", "09:06:30"),
+            (" 0 ", "25:00:01", "01:00:01"),
+        ):
             with self.subTest(time=time_, amount=amount):
                 self.sketch.answer(f"OK It is {expected}.")
                 self.enter("Time", time_)
@@ -2578,13 +2895,14 @@ class DialogueTestCase(TestCase):
     def test_a_bad_time_or_amount_is_quoted_and_nothing_is_sent(self):
         server = self.open_connected("Time")
         for time_, amount, quoted in (
-                ("24:00", "1", '"24:00" is no time of day'),
-                ("12:60", "1", '"12:60" is no time of day'),
-                ("", "1", '"" is no time of day'),
-                ("1:2:3:4", "1", '"1:2:3:4" is no time of day'),
-                ("10", "", '"" is no amount of time'),
-                ("10", "-1", '"-1" is no amount of time'),
-                ("10", "1:60", '"1:60" is no amount of time')):
+            ("24:00", "1", '"24:00" is no time of day'),
+            ("12:60", "1", '"12:60" is no time of day'),
+            ("", "1", '"" is no time of day'),
+            ("1:2:3:4", "1", '"1:2:3:4" is no time of day'),
+            ("10", "", '"" is no amount of time'),
+            ("10", "-1", '"-1" is no amount of time'),
+            ("10", "1:60", '"1:60" is no amount of time'),
+        ):
             with self.subTest(time=time_, amount=amount):
                 self.enter("Time", time_)
                 self.enter("Amount", amount)
@@ -2658,10 +2976,11 @@ class DialogueTestCase(TestCase):
     def test_enter_in_a_field_presses_its_button(self):
         server = self.open_connected()
         for page, field, message in (
-                ("Rotator", lambda: self.browser.field("Angle"), "rotate"),
-                ("Rotator", lambda: self.row_fields()[3], "duplicate"),
-                ("Time", lambda: self.browser.field("Time"), "set-time"),
-                ("Time", lambda: self.browser.field("Amount"), "set-time")):
+            ("Rotator", lambda: self.browser.field("Angle"), "rotate"),
+            ("Rotator", lambda: self.row_fields()[3], "duplicate"),
+            ("Time", lambda: self.browser.field("Time"), "set-time"),
+            ("Time", lambda: self.browser.field("Amount"), "set-time"),
+        ):
             with self.subTest(page=page, message=message):
                 before = len(server.lines("> done"))
                 self.click(page)
@@ -2762,12 +3081,15 @@ class DialogueTestCase(TestCase):
                 pass
 
         self.browser.open(f"http://evil.localhost:{serve(self, Hostile)}/")
+
         def outcome():
             text = self.browser.get(self.browser.find("//p"), "text")
             return text if text.count(";") == 4 else None
+
         self.assertEqual(
             {"page refused", "page could not read", "frame refused", "frame could not read"},
-            set(wait_until(outcome).rstrip("; ").split("; ")))
+            set(wait_until(outcome).rstrip("; ").split("; ")),
+        )
         self.assertEqual([], server.lines(" < "))
         self.assertEqual([], self.sketch.calls())
 
@@ -2784,7 +3106,9 @@ class DialogueTestCase(TestCase):
                         "document.body.style.width = '290px';"
                         "say('failed', 'x'.repeat(4000));"
                         "return Math.max(...[...document.querySelectorAll('body *')].map("
-                        "  (e) => Math.ceil(e.getBoundingClientRect().right)))", text_size)
+                        "  (e) => Math.ceil(e.getBoundingClientRect().right)))",
+                        text_size,
+                    )
                     self.assertLessEqual(width, 290)
 
 
@@ -2817,10 +3141,17 @@ class Pictures(unittest.TestCase):
         """Open the dialogue, 290 points wide, light or dark."""
         browser = test.browser
         if test.engine == "Chromium":
-            browser.cdp("Emulation.setDeviceMetricsOverride",
-                        width=290, height=460, deviceScaleFactor=2, mobile=False)
-            browser.cdp("Emulation.setEmulatedMedia",
-                        features=[{"name": "prefers-color-scheme", "value": scheme}])
+            browser.cdp(
+                "Emulation.setDeviceMetricsOverride",
+                width=290,
+                height=460,
+                deviceScaleFactor=2,
+                mobile=False,
+            )
+            browser.cdp(
+                "Emulation.setEmulatedMedia",
+                features=[{"name": "prefers-color-scheme", "value": scheme}],
+            )
             browser.open(test.page)
             return
         for name in ("html", "css"):  # WPE cannot be told to be dark: make a page that always is
@@ -2868,8 +3199,10 @@ class Pictures(unittest.TestCase):
             sketch.release()
             test.wait_for_footer("Rotated")
             take("5-done")
-            sketch.answer("ERROR Selected: 3, with [center] in the name: 0. Select two layers, "
-                          "the one to rotate and one with [center] in its name.")
+            sketch.answer(
+                "ERROR Selected: 3, with [center] in the name: 0. Select two layers, "
+                "the one to rotate and one with [center] in its name."
+            )
             test.click("Duplicate")
             test.wait_for_footer("Failed")
             take("6-failed")
