@@ -56,7 +56,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
-__version__ = "2.0.0"
+__version__ = "1.0.0"
 
 # ---- Configuration ------------------------------------------------------------------------------
 
@@ -1206,8 +1206,8 @@ def serve(port: int | None, app: str | None, dry_run: bool) -> None:
         bridge = at_end.enter_context(listen(port, app, dry_run))
         at_end.callback(bridge.log_file.close)
         at_end.callback(bridge.stop)
-        log_what_clicks_will_do(bridge)
         session = write_session(bridge)
+        log_what_clicks_will_do(bridge)
         threading.Thread(target=bridge.serve_forever, daemon=True).start()
         port = bridge.server_address[1]
         bridge.log("=", f"listening on ws://localhost:{port} (Ctrl-C stops it)")
@@ -1340,7 +1340,7 @@ def install(folder: str) -> None:
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error
         raise UserError(f"{target} cannot be written: {reason}.") from None
 
-    print(printable(f"Copied {os.path.basename(target)}, with pebble_ws.py, to {folder}."))
+    print(printable(f"Copied the plugin, with pebble_ws.py, to {target}."))
     if is_update:
         print(printable(f"The earlier copy, with all that you changed in it, is {before}."))
     print("Next: restart Sketch, and choose Plugins > websocket > start-webservice.")
