@@ -1104,6 +1104,7 @@ def serve(port: int | None, app: str | None, dry_run: bool) -> None:
         bridge.runner.join(STOP_TIMEOUT + 1)
         bridge.server_close()
         bridge.log("=", "stopped")
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # what is left takes a second at most
 
 
 def fill_standard_streams() -> None:
@@ -1214,6 +1215,8 @@ def install(folder: str) -> None:
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error
         raise UserError(f"{target} cannot be written: {reason}.") from None
 
+    with suppress(AttributeError):  # a stand-in for stdout
+        sys.stdout.reconfigure(errors="backslashreplace")  # any name, whatever the locale
     print(printable(f"Copied the plugin, with pebble_ws.py, to {target}."))
     if is_update:
         print(printable(f"The earlier copy, with all that you changed in it, is {before}."))
