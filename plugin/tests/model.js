@@ -227,7 +227,7 @@ class Model {
         this.print(`Error in command ${command.name} ${what}`);
       }
     } catch (error) {
-      const place = /(\/[^\s@()]*:\d+:\d+)/.exec(Object(error).stack);
+      const place = /(\/[^\s@()]*\/Contents\/Sketch\/[^\s@()]*:\d+:\d+)/.exec(Object(error).stack);
       this.print(`${error}${place ? `\n    at ${place[1]}` : ""}`);
     }
   }
