@@ -2412,6 +2412,7 @@ class ScriptsThroughTheServer(BridgeTestCase):
             ("no handler", "function onrun(context) {}", "handler"),
             ("a handler that Sketch does not find", "const onRun = () => {};", "handler"),
             ("no JavaScript", "function onRun(context) {", "SyntaxError"),
+            ("typographic quotes", "require(“./panel”);", "SyntaxError"),
             ("a file that is not there", 'require("./panle");', "panle"),
         ):
             for engine in ENGINES:

@@ -492,7 +492,7 @@ class Model {
 
   cocoa() {
     return {
-      log: this.exact("log", (text) => this.print(text)),
+      log: (text) => this.print(text),
       console: this.console(),
       NSThread: this.native("NSThread", {
         mainThread: () => this.native("NSThread", { threadDictionary: () => this.dictionary }),

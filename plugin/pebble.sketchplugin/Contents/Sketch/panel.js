@@ -15,8 +15,6 @@
  */
 const sketch = require("sketch");
 
-const TITLE_LIMIT = 1000; // characters: WebKit hands over no more of a title
-
 // What JavaScript and Sketch's console ask any object for. It is no field that somebody forgot.
 const ASKED_OF_ANY_OBJECT = ["toJSON", "then", "inspect", "isKindOfClass", "_isWrappedObject"];
 
@@ -63,8 +61,8 @@ function sentence(context, returned) {
   const isNative = returned && returned.isKindOfClass;
   if (typeof returned !== "string" && !isNative) {
     throw new Problem(
-      `${scriptName(context)} ran to its end but returned no text (${typeof returned}). ` +
-        "Let its work return what was done, and not be async.",
+      `${scriptName(context)} has run, but returned no text (${typeof returned}). ` +
+        "Let it return what was done, and leave out async.",
     );
   }
   return String(returned);
@@ -90,8 +88,8 @@ function oneLine(text) {
   return text.replace(/[\s\u0000-\u001f\u007f-\u009f]+/g, " ").trim();
 }
 
-function scriptName(context) {
-  return fileName(context.scriptURL);
+function pluginName(context) {
+  return String(context.plugin.name() || "this plugin");
 }
 
 /** The folder of the plugin's scripts. */
@@ -99,8 +97,8 @@ function scriptsFolder(context) {
   return String(context.scriptURL.path()).replace(/\/[^/]*$/, "");
 }
 
-function pluginName(context) {
-  return String(context.plugin.name() || "this plugin");
+function scriptName(context) {
+  return fileName(context.scriptURL);
 }
 
 function fileName(url) {
@@ -137,9 +135,10 @@ function parsed(title, page) {
   try {
     values = JSON.parse(title);
   } catch (error) {
-    if (title.startsWith("{") && title.length >= TITLE_LIMIT) {
+    // WebKit hands over no more than the first 1,000 characters of a title.
+    if (title.startsWith("{")) {
       throw new Problem(
-        `The panel holds more than the ${TITLE_LIMIT} characters that Sketch can read. ` +
+        "The panel holds more than the 1,000 characters that Sketch can read. " +
           "Shorten a text or remove a row.",
       );
     }
@@ -227,8 +226,8 @@ function panels() {
 
 /** Where this plugin keeps its panel: no other plugin has its identifier. */
 function panelKey(context) {
-  const identifier = context.plugin.identifier();
-  if (!identifier) {
+  const identifier = String(context.plugin.identifier() || "");
+  if (identifier === "") {
     throw new Problem(
       'manifest.json gives the plugin no "identifier". ' +
         "Add one that no other plugin has, and restart Sketch.",

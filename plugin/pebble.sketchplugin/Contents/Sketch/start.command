@@ -11,7 +11,8 @@ case $0 in
   */*) CDPATH= cd -P -- "${0%/*}" ;;
 esac || fail "The folder of start.command cannot be opened. Move the plugin where you may read it."
 
-# In an installed plugin the server lies beside this file, in a checkout beside plugin/.
+# The server lies beside this file, or in a checkout beside plugin/: that one serves this bundle,
+# and no other that lies there.
 server=$PWD/pebble_ws.py
 case $PWD in
   */plugin/pebble.sketchplugin/Contents/Sketch) checkout=${PWD%/*/*/*/*} ;;
