@@ -143,5 +143,22 @@ for (const values of TABLE) {
   differences += 1;
   console.log(`${JSON.stringify(found)} is not ${JSON.stringify(expected)}`);
 }
+
+/** The names that it asks an object for, but for those that every object has. */
+function askedFor(print) {
+  const names = new Set();
+  const get = (target, name) => {
+    if (typeof name === "string" && !(name in target)) names.add(name);
+    return target[name];
+  };
+  print(new Proxy({ a: 1 }, { get }));
+  return [...names].sort().join(" ");
+}
+
+const [found, expected] = [askedFor(format), askedFor(real)];
+if (found !== expected) {
+  differences += 1;
+  console.log(`asks for ${found}, not for ${expected}`);
+}
 console.log(`${TABLE.length} compared, ${differences} differ`);
 process.exitCode = differences === 0 ? 0 : 1;

@@ -677,6 +677,8 @@ const LANGUAGE = (
 const LINE = 60; // characters of an array or object on one line
 const DEEPEST = 2; // levels of objects in objects
 const MOST_ITEMS = 100;
+// Sketch's asks every object for these, to find out what it is.
+const ASKED_FOR = ["isKindOfClass", "inspect", "_isWrappedObject"];
 const CONVERSIONS = {
   "%s": String,
   "%d": Number,
@@ -704,6 +706,7 @@ function inspect(value, around = [], indent = 0, isProperty = false) {
   if (typeof value === "string") return quoted(value);
   if (Object.is(value, -0)) return "-0";
   if (Object(value) !== value) return String(value);
+  for (const name of ASKED_FOR) value[name];
 
   const keys = Object.keys(value);
   if (Array.isArray(value) && value.length === 0) return "[]";

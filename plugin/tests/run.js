@@ -831,6 +831,15 @@ test("the starting information names the server of a checkout", () => {
   starts(sketch, "python3 '/Users/ann/pebble/pebble_ws.py' --sketch '/Applications/Sketch.app'");
 });
 
+test("the starting information prefers the server beside the scripts", () => {
+  const sketch = installed("/Users/ann/pebble/plugin/pebble.sketchplugin");
+  sketch.files.set("/Users/ann/pebble/pebble_ws.py", "");
+  starts(
+    sketch,
+    `python3 '${sketch.bundle}/Contents/Sketch/pebble_ws.py' --sketch '/Applications/Sketch.app'`,
+  );
+});
+
 test("the starting information names no server that serves another plugin", () => {
   const sketch = newSketch();
   sketch.bundle = "/Users/ann/pebble/plugin/spacing.sketchplugin";
