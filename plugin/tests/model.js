@@ -678,7 +678,7 @@ const LINE = 60; // characters of an array or object on one line
 const DEEPEST = 2; // levels of objects in objects
 const MOST_ITEMS = 100;
 // Sketch's asks every object for these, to find out what it is.
-const ASKED_FOR = ["isKindOfClass", "inspect", "_isWrappedObject"];
+const ASKED_FOR = ["isKindOfClass", "inspect", "copy", "_isWrappedObject"];
 const CONVERSIONS = {
   "%s": String,
   "%d": Number,

@@ -16,7 +16,7 @@
 const sketch = require("sketch");
 
 // What JavaScript and Sketch's console ask any object for. It is no field that somebody forgot.
-const ASKED_OF_ANY_OBJECT = ["toJSON", "inspect", "isKindOfClass", "_isWrappedObject"];
+const ASKED_OF_ANY_OBJECT = ["toJSON", "copy", "inspect", "isKindOfClass", "_isWrappedObject"];
 
 /** What a person can put right. Its message says what is wrong and what to do now. */
 class Problem extends Error {}
