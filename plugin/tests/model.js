@@ -214,10 +214,16 @@ class Model {
   /** Choose a command: its script gets a context of its own, which ends with it. */
   run(identifier, bundle = this.bundle) {
     const folder = `${bundle}/Contents/Sketch`;
-    const manifest = JSON.parse(this.text(`${folder}/manifest.json`));
+    const text = this.text(`${folder}/manifest.json`);
+    const manifest = JSON.parse(text.replace(/,(?=\s*[\]}])/g, "")); // Sketch takes a last comma
     const command = manifest.commands.find((command) => command.identifier === identifier);
+    if (!command) throw new Error(`${bundle} has no command ${identifier}`);
     const path = `${folder}/${command.script}`;
-    const name = command.handler || "onRun";
+    const name = command.handlers ? command.handlers.run : command.handler || "onRun";
+    if (!name) {
+      this.print(`Error in command ${command.name} ${path} does not declare a run handler.`);
+      return;
+    }
     try {
       const { handler } = this.load(path, {}, name);
       if (handler) {

@@ -1127,6 +1127,21 @@ for (const [why, text, pattern] of [
   });
 }
 
+test("Sketch takes a last comma in a manifest, and runs the handler that is named there", () => {
+  for (const [how, line] of [
+    ['"handler": "go",', "gone"],
+    ['"handlers": { "run": "go", "actions": { "Startup": "onRun" }, },', "gone"],
+    ['"handlers": { "actions": { "Startup": "go" } }', /^Error in command space .*declare a run/],
+  ]) {
+    const sketch = withOwn('function go(context) { log("gone"); }');
+    const command = `{ "name": "space", "identifier": "space", "script": "x.cocoascript", ${how} }`;
+    const manifest = `{ "name": "Spacing", "identifier": "s", "commands": [${command},], }`;
+    sketch.files.set(`${OWN}/Contents/Sketch/manifest.json`, manifest.replace("x.", "spacing."));
+    sketch.run("space", OWN);
+    if (!new RegExp(line).test(sketch.lines.join("\n"))) throw new Error(sketch.lines.join("\n"));
+  }
+});
+
 test("a name that Sketch does not have is undefined in Sketch, and noticed here", () => {
   for (const [code, missing] of [
     ["context.plugin.nmae", "MSPluginBundle.nmae"],

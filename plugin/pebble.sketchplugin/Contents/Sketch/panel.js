@@ -61,7 +61,7 @@ function sentence(context, returned) {
   const isNative = returned && returned.isKindOfClass;
   if (typeof returned !== "string" && !isNative) {
     throw new Problem(
-      `${scriptName(context)} has run, but returned no text (${typeof returned}). ` +
+      `${fileName(context.scriptURL)} has run, but returned no text (${typeof returned}). ` +
         "Let it return what was done, and leave out async.",
     );
   }
@@ -97,10 +97,6 @@ function scriptsFolder(context) {
   return String(context.scriptURL.path()).replace(/\/[^/]*$/, "");
 }
 
-function scriptName(context) {
-  return fileName(context.scriptURL);
-}
-
 function fileName(url) {
   return String(url.path()).replace(/^.*\//s, "");
 }
@@ -117,17 +113,15 @@ function panelValues(context) {
     );
   }
   const webView = panel.contentView();
-  const page = webView.URL() ? fileName(webView.URL()) : "The page";
-  // The page keeps its values in its title, because a title can be read without waiting.
-  const title = String(webView.title() || "");
-  const values = parsed(title, page);
-  return complete(values, scriptName(context), page);
+  return complete(valuesIn(webView), context, webView);
 }
 
-function parsed(title, page) {
+/** The page keeps its values in its title, because a title can be read without waiting. */
+function valuesIn(webView) {
+  const title = String(webView.title() || "");
   if (title === "") {
     throw new Problem(
-      `${page} is still loading, or loads no back-channel.js. Try again; ` +
+      `${pageName(webView)} is still loading, or loads no back-channel.js. Try again; ` +
         'if it stays so, see that it has <script src="back-channel.js" defer></script>.',
     );
   }
@@ -145,7 +139,7 @@ function parsed(title, page) {
   }
   if (!isObject(values)) {
     throw new Problem(
-      `${page} loads no back-channel.js, so a script cannot read its fields. ` +
+      `${pageName(webView)} loads no back-channel.js, so a script cannot read its fields. ` +
         'Add <script src="back-channel.js" defer></script> to its head, and restart Sketch.',
     );
   }
@@ -153,22 +147,28 @@ function parsed(title, page) {
 }
 
 /** The same values, which throw a Problem where a script asks for one that they do not have. */
-function complete(values, script, page) {
-  if (Array.isArray(values)) return values.map((row) => complete(row, script, page));
+function complete(values, context, webView) {
+  if (Array.isArray(values)) return values.map((row) => complete(row, context, webView));
   if (!isObject(values)) return values;
-  for (const name of Object.keys(values)) values[name] = complete(values[name], script, page);
+  for (const name of Object.keys(values)) values[name] = complete(values[name], context, webView);
   return new Proxy(values, {
     get(target, name) {
       if (typeof name === "symbol" || name in target || ASKED_OF_ANY_OBJECT.includes(name)) {
         return target[name];
       }
+      const script = fileName(context.scriptURL);
       const names = Object.keys(target).map((key) => `"${key}"`);
       throw new Problem(
-        `${script} asks for "${name}", but ${page} has no field of that name ` +
+        `${script} asks for "${name}", but ${pageName(webView)} has no field of that name ` +
           `(it has ${names.join(", ") || "none"}). Change the name in one of the two files.`,
       );
     },
   });
+}
+
+function pageName(webView) {
+  const url = webView.URL();
+  return url ? fileName(url) : "The page";
 }
 
 function isObject(value) {
