@@ -441,7 +441,9 @@ class Model {
         return isGroup ? Boolean(layer.isFrame) : undefined;
       },
       get stackLayout() {
-        return isGroup && layer.isStack ? model.strict("StackLayout", {}) : null;
+        if (layer.isStack) return model.strict("StackLayout", {});
+        if (model.isOlder) throw new TypeError("groupLayout.isKindOfClass is not a function");
+        return null;
       },
       get ignoresStackLayout() {
         return Boolean(layer.ignoresStack);

@@ -47,7 +47,7 @@ function layerAndCenter() {
  */
 function centerFor(layer, center) {
   const { parent } = layer;
-  if (parent.stackLayout && !layer.ignoresStackLayout) {
+  if (isStack(parent) && !layer.ignoresStackLayout) {
     throw new Problem(
       `"${parent.name}" is a Stack, which places its layers itself. ` +
         `Take "${layer.name}" out of it, or let it ignore the layout.`,
@@ -83,9 +83,18 @@ function middle({ x, y, width, height }) {
  */
 function fitGroups({ parent }) {
   if (parent.type !== "Group") return;
-  if (parent.isFrame || parent.stackLayout) return;
+  if (parent.isFrame || isStack(parent)) return;
   parent.adjustToFit();
   fitGroups(parent);
+}
+
+function isStack(group) {
+  try {
+    return Boolean(group.stackLayout);
+  } catch (error) {
+    // Sketch's own code stumbles over a group that has no layout at all.
+    return false;
+  }
 }
 
 module.exports = {
