@@ -646,7 +646,7 @@ for (const command of ["rotate", "rotate-duplicate", "set-time"]) {
       sketch,
       command,
       `${command}.cocoascript asks for "${name}", but pebble-dialogue.html has no field of that ` +
-        `name (it has ${has}). Change the name in one of the two files.`,
+        `name (it has ${has}). Change the name in one of the two files, and restart Sketch.`,
     );
   });
 }
@@ -945,13 +945,13 @@ for (const [why, body, line] of [
     "asks for a field that is not there",
     "return values.gpa;",
     'ERROR spacing.cocoascript asks for "gpa", but page.html has no field of that name ' +
-      '(it has "gap", "list", "box", "then"). Change the name in one of the two files.',
+      '(it has "gap", "list", "box", "then"). Change the name in one of the two files, and restart Sketch.',
   ],
   [
     "asks for a field of a row that is not there",
     "return values.list.map(({ txt }) => txt).join();",
     'ERROR spacing.cocoascript asks for "txt", but page.html has no field of that name ' +
-      '(it has "text"). Change the name in one of the two files.',
+      '(it has "text"). Change the name in one of the two files, and restart Sketch.',
   ],
   [
     "gives a field that is not there a default",

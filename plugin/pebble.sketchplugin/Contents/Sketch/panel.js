@@ -160,7 +160,7 @@ function complete(values, context, webView) {
       const names = Object.keys(target).map((key) => `"${key}"`);
       throw new Problem(
         `${script} asks for "${name}", but ${pageName(webView)} has no field of that name ` +
-          `(it has ${names.join(", ") || "none"}). Change the name in one of the two files.`,
+          `(it has ${names.join(", ") || "none"}). Change the name in one of the two files, and restart Sketch.`,
       );
     },
   });
