@@ -2453,6 +2453,7 @@ class StartCommand(TestCase):
     def installed(self):
         """Return the folder of an installed plugin's scripts; no server but its own is near."""
         write(f"{self.folder}/pebble_ws.py", "")
+        os.mkdir(f"{self.folder}/Sketch")  # where CDPATH leads
         return f"{installed(self.folder)}/Contents/Sketch"
 
     def checkout(self, name="pebble"):
