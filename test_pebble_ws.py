@@ -2478,11 +2478,16 @@ class StartCommand(TestCase):
                 )
 
     def test_it_starts_the_server_of_a_checkout(self):
+        scripts, link = self.checkout(), f"{self.folder}/linked.sketchplugin"
+        os.symlink(scripts.replace("/Contents/Sketch", ""), link)
         self.program("python3", """printf '%s|' "$@\"""")
-        self.assertEqual(
-            (0, f"{self.folder}/pebble_ws.py|", ""),
-            self.run_it(f"{self.checkout()}/start.command"),
-        )
+        for file in (f"{scripts}/start.command", f"{link}/Contents/Sketch/start.command"):
+            with self.subTest(file):
+                self.assertEqual((0, f"{self.folder}/pebble_ws.py|", ""), self.run_it(file))
+        with self.subTest("there is one beside it, too"):
+            write(f"{scripts}/pebble_ws.py", "")
+            expected = (0, f"{scripts}/pebble_ws.py|", "")
+            self.assertEqual(expected, self.run_it(f"{scripts}/start.command"))
 
     def test_it_starts_no_server_that_serves_another_plugin(self):
         self.program("python3", "echo started")
