@@ -101,28 +101,26 @@ HINTS = {405: ["Allow: GET"], 426: ["Upgrade: websocket", "Sec-WebSocket-Version
 
 
 class ProtocolError(Exception):
-    """What a peer does wrong. `code` is an HTTP status, or from 1000 on a close code (7.4)."""
+    """What a peer does wrong: an HTTP status or, from 1000 on, a close code (7.4); and a reason."""
 
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(code, reason)
-        self.code = code
-        self.reason = reason
+
+def require(condition: object, code: int, reason: str) -> None:
+    """Raise ProtocolError unless a condition holds."""
+    if not condition:
+        raise ProtocolError(code, reason)
 
 
 def read_head(reader: io.BufferedReader) -> tuple[str, dict[str, str]]:
     """Return target and headers of a GET request (4.2.1). Raise ProtocolError 400, 405 or 431."""
-    if not reader.peek()[:1].isalpha() and reader.peek()[:1] != b"\r":
-        raise ProtocolError(400, "this is not HTTP")  # but TLS, say, which may have no lines
-
+    first = reader.peek()[:1]
+    require(first.isalpha() or first == b"\r", 400, "this is not HTTP")  # but TLS, without lines
     lines: list[str] = []
     size = 0
     while len(lines) < 2 or lines[-1]:
         line = reader.readline(MAX_HEAD - size + 1)
         size += len(line)
-        if size > MAX_HEAD:
-            raise ProtocolError(431, f"a head of more than {MAX_HEAD} bytes")
-        if not line.endswith(b"\r\n"):
-            raise ProtocolError(400, "a line that does not end with CR LF")
+        require(size <= MAX_HEAD, 431, f"a head of more than {MAX_HEAD} bytes")
+        require(line.endswith(b"\r\n"), 400, "a line does not end with CR LF")
         lines.append(line[:-2].decode("latin-1"))
     if not lines[0]:  # an empty line before the request is skipped (RFC 9112, 2.2)
         del lines[0]
@@ -132,25 +130,20 @@ def read_head(reader: io.BufferedReader) -> tuple[str, dict[str, str]]:
 def parse_head(lines: list[str]) -> tuple[str, dict[str, str]]:
     """Return target and headers: by their names in lower case, repeated ones joined to a list."""
     request = REQUEST_LINE.fullmatch(lines[0])
-    if not request:
-        raise ProtocolError(400, "the first line is no request of HTTP/1.1")
+    require(request, 400, "the first line is no request of HTTP/1.1")
     method, target = request.groups()
 
     headers: dict[str, str] = {}
     for line in lines[1:-1]:
         header = HEADER_LINE.fullmatch(line)
-        if not header:
-            raise ProtocolError(400, "a line is no header")
+        require(header, 400, "a line is no header")
         name = header[1].lower()
         value = header[2].strip(" \t")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
 
-    if method != "GET":
-        raise ProtocolError(405, "the method is not GET")
-    if not target.startswith("/"):  # a whole URL would name a second host
-        raise ProtocolError(400, "the target is no path")
-    if "host" not in headers or "," in headers["host"]:
-        raise ProtocolError(400, "there must be one Host")
+    require(method == "GET", 405, "the method is not GET")
+    require(target.startswith("/"), 400, "the target is no path")  # a URL would name a second host
+    require("," not in headers.get("host", ","), 400, "there must be one Host")
     return target, headers
 
 
@@ -207,16 +200,13 @@ def read_messages(reader: io.BufferedReader, max_size: int) -> Iterator[tuple[in
             yield opcode, bytes(unmask(reader.read(length), key))
             continue
 
-        if opcode == CONTINUATION and kind is None:
-            raise ProtocolError(1002, "a continuation of nothing")  # (5.4)
+        is_next = (opcode == CONTINUATION) == (kind is not None)
+        require(is_next, 1002, "a continuation of nothing, or a message inside another")  # (5.4)
         if opcode != CONTINUATION:
-            if kind is not None:
-                raise ProtocolError(1002, "a message inside another")  # (5.4)
             kind = opcode
             message = bytearray()
             checked = 0
-        if len(message) + length > max_size:
-            raise ProtocolError(1009, "a message that is too long")
+        require(len(message) + length <= max_size, 1009, "a message that is too long")
 
         key = reader.read(4)
         while length:  # a long frame comes in parts
@@ -234,20 +224,17 @@ def read_messages(reader: io.BufferedReader, max_size: int) -> Iterator[tuple[in
 def read_frame_head(reader: io.BufferedReader) -> tuple[int, bool, int]:
     """Return opcode, FIN and length of the next frame. Raise ProtocolError 1002."""
     first, second = reader.read(2)
-    if first not in FIRST_BYTES:
-        raise ProtocolError(1002, "a reserved bit or opcode, or a control frame in fragments")
-    if second < MASK:
-        raise ProtocolError(1002, "a frame without a mask")  # (5.1)
+    require(first in FIRST_BYTES, 1002, "a reserved bit or opcode, or a control frame in fragments")
+    require(second >= MASK, 1002, "a frame without a mask")  # (5.1)
 
     opcode = first & 0x0F
     length = second - MASK
     if length > MAX_CONTROL:
-        if opcode >= CLOSE:
-            raise ProtocolError(1002, "a control frame that is too long")  # (5.5)
+        require(opcode < CLOSE, 1002, "a control frame that is too long")  # (5.5)
         width, shortest = (2, 126) if length == 126 else (8, 65_536)
         length = int.from_bytes(reader.read(width), "big")
-        if not shortest <= length < 1 << 63:
-            raise ProtocolError(1002, "a length in more bytes than it takes, or over 63 bits")
+        is_right = shortest <= length < 1 << 63
+        require(is_right, 1002, "a length in more bytes than it takes, or over 63 bits")
     return opcode, first >= FIN, length
 
 
@@ -314,8 +301,7 @@ def close_code(payload: bytes) -> int:
     if not payload:
         return NO_CODE
     code = int.from_bytes(payload[:2], "big")
-    if code not in CLOSE_CODES:
-        raise ProtocolError(1002, "a Close with a code that is not allowed")
+    require(code in CLOSE_CODES, 1002, "a Close with a code that is not allowed")
     decode(payload[2:])
     return code
 
@@ -337,8 +323,6 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
     send_timeout = 7.0  # seconds; a peer that reads nothing for so long is dropped
     refusal = "This is a WebSocket server, not a web page."
 
-    server: WebSocketServer
-
     # -- for subclasses
 
     def message_received(self, message: str | bytes) -> None:
@@ -352,14 +336,10 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         """Raise ProtocolError unless the request is for a WebSocket of version 13 (4.2.1)."""
         names = ("upgrade", "connection", "sec-websocket-version", "sec-websocket-key")
         upgrade, connection, version, key = (self.headers.get(name, MISSING) for name in names)
-        if "websocket" not in listed(upgrade):
-            raise ProtocolError(426, f"Upgrade {upgrade}")
-        if "upgrade" not in listed(connection):
-            raise ProtocolError(426, f"Connection {connection}")
-        if version != "13":
-            raise ProtocolError(426, f"Sec-WebSocket-Version {version}")
-        if not re.fullmatch("[A-Za-z0-9+/]{22}==", key):
-            raise ProtocolError(400, f"Sec-WebSocket-Key {key}")
+        require("websocket" in listed(upgrade), 426, f"Upgrade {upgrade}")
+        require("upgrade" in listed(connection), 426, f"Connection {connection}")
+        require(version == "13", 426, f"Sec-WebSocket-Version {version}")
+        require(re.fullmatch("[A-Za-z0-9+/]{22}==", key), 400, f"Sec-WebSocket-Key {key}")
 
     def log(self, sign: str, text: str) -> None:
         """Note what happened: "=" to the connection as a whole, "!" what was refused."""
@@ -422,7 +402,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
             self._exchange_messages(reader)
             self.log("=", f"closed {self._end_code}")
         except ProtocolError as error:
-            self._fail(error.code, error.reason)
+            self._fail(*error.args)
         except ConnectionError as error:
             if self.state == OPEN:  # message_received raised it
                 self._fail(1011, str(error))
@@ -434,8 +414,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
 
     def _open(self, reader: io.BufferedReader) -> None:
         """Make the opening handshake (4.2.2)."""
-        if not self._has_place:
-            raise ProtocolError(503, "no room for another connection")
+        require(self._has_place, 503, "no room for another connection")
         self.target, self.headers = read_head(reader)
         self.check_handshake()
         digest = hashlib.sha1(self.headers["sec-websocket-key"].encode() + GUID).digest()
@@ -483,8 +462,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
             self.request.shutdown(socket.SHUT_WR)
             while self._has_place:  # without one it must not stay
                 self.receive_into(bytearray(RECEIVE_SIZE))
-        self.state = CLOSED
-        self.server.remove(self)
+        self.server.places.pop(self, None)
 
     # -- bytes from and to the peer
 
@@ -563,19 +541,18 @@ class WebSocketServer(socketserver.ThreadingTCPServer):
     request_queue_size = 128
 
     def __init__(self, address: tuple[str, int], handler: type[WebSocketHandler]) -> None:
-        """Listen at an address; other sockets may be added to `listeners`. Raise OSError."""
+        """Listen at an address; other sockets may be added to `other_sockets`. Raise OSError."""
         self._numbers = itertools.count(1)
-        self._connections: dict[WebSocketHandler, None] = {}  # the oldest first
+        self.places: dict[WebSocketHandler, None] = {}  # of the connections, the oldest first
         self._alarm, self._bell = socket.socketpair()  # when one is closed, the other wakes up
         self._has_stopped = threading.Event()
-        self.listeners: list[socket.socket] = []
+        self.other_sockets: list[socket.socket] = []  # that listen, too
         super().__init__(address, handler)
-        self.listeners.append(self.socket)
 
     @property
     def connections(self) -> list[WebSocketHandler]:
         """A snapshot of the connections, which come and go meanwhile."""
-        return list(self._connections)
+        return list(self.places)
 
     def serve_forever(self, poll_interval: float = 0) -> None:
         """Accept connections until shutdown. Nothing is polled: the interval does not matter."""
@@ -583,7 +560,7 @@ class WebSocketServer(socketserver.ThreadingTCPServer):
         while self._alarm not in ready:
             for listener in ready:
                 self._accept(listener)
-            ready = select.select([self._alarm, *self.listeners], [], [])[0]
+            ready = select.select([self._alarm, self.socket, *self.other_sockets], [], [])[0]
         self._has_stopped.set()
 
     def _accept(self, listener: socket.socket) -> None:
@@ -600,23 +577,18 @@ class WebSocketServer(socketserver.ThreadingTCPServer):
     def add(self, connection: WebSocketHandler) -> bool:
         """Give a connection its number, and a place if there is one; return whether there is."""
         connection.number = next(self._numbers)
-        if len(self._connections) >= MAX_CONNECTIONS and not self.make_room():
+        if len(self.places) >= MAX_CONNECTIONS and not self.make_room():
             return False
-        self._connections[connection] = None
+        self.places[connection] = None
         return True
 
     def make_room(self) -> bool:
         """Drop the oldest connection that has not said anything; return whether there was one."""
-        for connection in self.connections:
-            if connection.is_silent:
-                connection.drop("it said nothing, and another needs its place")
-                self.remove(connection)
-                return True
-        return False
-
-    def remove(self, connection: WebSocketHandler) -> None:
-        """Give its place to others."""
-        self._connections.pop(connection, None)
+        silent = next((each for each in self.connections if each.is_silent), None)
+        if silent:
+            silent.drop("it said nothing, and another needs its place")
+            self.places.pop(silent, None)
+        return silent is not None
 
     def shutdown(self) -> None:
         """Stop serve_forever, and wait until it has stopped."""
@@ -625,7 +597,7 @@ class WebSocketServer(socketserver.ThreadingTCPServer):
 
     def go_away(self) -> None:
         """Stop listening, and close all connections with 1001 (7.4.1)."""
-        for each in (*self.listeners, self._bell, self._alarm):
+        for each in (self.socket, *self.other_sockets, self._bell, self._alarm):
             each.close()
         for connection in self.connections:
             with suppress(ConnectionError):  # it has gone, or is closing
@@ -633,7 +605,6 @@ class WebSocketServer(socketserver.ThreadingTCPServer):
 
     def server_close(self) -> None:
         """Go away, and wait until nobody is left, as CLOSE_TIMEOUT sees to."""
-        super().server_close()
         self.go_away()
         deadline = time.monotonic() + 2 * CLOSE_TIMEOUT
         while self.connections and time.monotonic() < deadline:
@@ -648,8 +619,6 @@ BUNDLE = os.path.abspath(f"{HERE}/../.." if IS_INSTALLED else f"{HERE}/plugin/pe
 
 NO_SKETCH = "macOS found no Sketch. Install it, or name it with --sketch APP, and start again."
 TOO_LATE = "Sketch did not answer in time. The script may still be running in it, or show an alert."
-SILENT = "The script has run. It did not say what it did."
-STATUSES = {"OK": "done", "ERROR": "failed"}  # by the word with which a script tells how it went
 
 # A comma that Sketch ignores, outside of a string, which is kept.
 TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])')
@@ -678,19 +647,16 @@ def find_command(message: str) -> tuple[str, str]:
     if not extension:
         raise UserError(f"{name} is in no .sketchplugin. Move it into one, or correct SCRIPTS.")
     if not os.path.isfile(script):
-        folder = os.path.dirname(place)
-        raise UserError(f"{name} is missing from {folder}. Put it there, or correct SCRIPTS.")
+        raise UserError(f"{name} is missing from {os.path.dirname(place)}. Put it there.")
 
     bundle = f"{parent}.sketchplugin"
     commands = read_commands(bundle)
     identifiers = [command["identifier"] for command in commands if runs(command, bundle, script)]
     if not identifiers:
-        needs = '"script", an "identifier" and a "handler"'
-        raise UserError(f"No command in manifest.json runs {name}: it needs this {needs}.")
+        raise UserError(f"No command in manifest.json, with an identifier, runs {name}. Add one.")
     identifier = message if message in identifiers else identifiers[0]
     if [command.get("identifier") for command in commands].count(identifier) > 1:
-        doubled = f'Two commands in manifest.json are called "{identifier}"'
-        raise UserError(f"{doubled}, and Sketch would run the first. Give each its own identifier.")
+        raise UserError(f'Two commands in manifest.json are called "{identifier}". Rename one.')
     return bundle, identifier
 
 
@@ -701,12 +667,10 @@ def read_commands(bundle: str) -> list[dict]:
             text = TRAILING_COMMA.sub(r"\1", file.read())
         return [dict(command) for command in json.loads(text)["commands"]]
     except json.JSONDecodeError as error:
-        hint = "Look for a comma, a bracket or a straight quote that is missing."
-        raise UserError(f"manifest.json, line {error.lineno}: {error.msg}. {hint}") from None
-    except OSError as error:
-        raise UserError(f"manifest.json cannot be read: {error.strerror}.") from None
-    except (ValueError, LookupError, TypeError, RecursionError):
-        raise UserError('manifest.json needs "commands": [{…}, …], a list of them.') from None
+        problem = f"{error.msg}. Fix that line, or the one before it."
+        raise UserError(f"manifest.json, line {error.lineno}: {problem}") from None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        raise UserError("manifest.json is missing, or has no list of commands.") from None
 
 
 def runs(command: dict, bundle: str, script: str) -> bool:
@@ -757,11 +721,9 @@ def sketch_version(app: str) -> list[int]:
 
 def sketchtool(app: str) -> str | None:
     """Return the path of a Sketch application's command line tool, None if it has none."""
-    for folder in ("MacOS", "Resources/sketchtool/bin"):
-        tool = f"{app}/Contents/{folder}/sketchtool"
-        if os.access(tool, os.X_OK):
-            return tool
-    return None
+    folders = ("MacOS", "Resources/sketchtool/bin")  # the second one before 2020
+    tools = (f"{app}/Contents/{folder}/sketchtool" for folder in folders)
+    return next((tool for tool in tools if os.access(tool, os.X_OK)), None)
 
 
 def run_script(arguments: list[str], is_late: Callable[[], bool]) -> tuple[Output, int | None]:
@@ -786,10 +748,10 @@ def run_script(arguments: list[str], is_late: Callable[[], bool]) -> tuple[Outpu
                     pause = min(2 * pause, 0.1)
                     time.sleep(pause)
     output.add(b"\n")  # which the last line may not have
-    if not ended:
-        kill(process)
-        return output, None
-    return output, os.waitstatus_to_exitcode(wait_status)
+    if ended:
+        return output, os.waitstatus_to_exitcode(wait_status)
+    kill(process)
+    return output, None
 
 
 def spawn(arguments: list[str], output: int) -> int:
@@ -819,7 +781,6 @@ class Output:
     def __init__(self) -> None:
         self.lines: deque[str] = deque(maxlen=MAX_OUTPUT // 2)
         self.outcome: re.Match | None = None  # the last line that tells how it went
-        self.has_error = False  # Sketch has reported one
         self._rest = b""  # a line that has not ended
 
     def add(self, received: bytes) -> None:
@@ -831,18 +792,10 @@ class Output:
                 part = part[:MAX_OUTPUT]
                 self.lines.append(part)
                 self.outcome = OUTCOME.fullmatch(part) or self.outcome
-                self.has_error = self.has_error or SKETCH_ERROR.match(part) is not None
 
     def text(self) -> str:
         """Return the end of all that was printed."""
         return "\n".join(self.lines).strip()[-MAX_OUTPUT:]
-
-    def besides(self) -> list[str]:
-        """Return the last lines, without the one that tells how it went."""
-        if not self.outcome:
-            return []
-        lines = [line for line in self.lines if line and line is not self.outcome.string]
-        return lines[-MAX_LOGGED_LINES:]
 
     def answer(self, exit_status: int) -> tuple[str, str]:
         """Return status and output of an answer, when it has ended.
@@ -850,9 +803,9 @@ class Output:
         A failure's exit status may well be 0, so that a line that tells how it went counts more.
         """
         if self.outcome:
-            return STATUSES[self.outcome[1]], self.outcome[2] or ""
-        if exit_status == 0 and not self.has_error:
-            return "done", self.text() or SILENT
+            return "done" if self.outcome[1] == "OK" else "failed", self.outcome[2] or ""
+        if exit_status == 0 and not any(map(SKETCH_ERROR.match, self.lines)):
+            return "done", self.text() or "The script has run. It did not say what it did."
         silent = f"sketchtool ended with {exit_status} and printed nothing. Try the menu in Sketch."
         return "failed", self.text() or silent
 
@@ -871,14 +824,14 @@ def unquoted(line: bytes) -> str:
 
 # ---- The bridge ---------------------------------------------------------------------------------
 
+LOCAL_HOST = re.compile(r"(?i)(localhost|127\.0\.0\.1|\[::1\])(:[0-9]*)?")
+
 
 class DialogueHandler(WebSocketHandler):
     """The connection of a dialogue: each message is a click, and each is answered."""
 
     send_timeout = 0.000001  # nobody waits for a dialogue that does not read
     refusal = "This is the WebSocket server of a Sketch plugin. Its log says why it refuses this."
-
-    server: Bridge
 
     def log(self, sign: str, text: str, suffix: str = "") -> None:
         self.server.log(f"#{self.number} {sign}", text, suffix)
@@ -891,17 +844,14 @@ class DialogueHandler(WebSocketHandler):
         """
         host = self.headers["host"]
         origin = self.headers.get("origin")
-        if not re.fullmatch(r"(?i)(localhost|127\.0\.0\.1|\[::1\])(:[0-9]*)?", host):
-            raise ProtocolError(403, f"Host {host}")
-        if origin not in (None, "null", "file://"):
-            raise ProtocolError(403, f"Origin {origin}")
+        require(LOCAL_HOST.fullmatch(host), 403, f"Host {host}")
+        require(origin in (None, "null", "file://"), 403, f"Origin {origin}")
         super().check_handshake()
-        if not secrets.compare_digest(self.target, f"/?token={self.server.token}"):
-            raise ProtocolError(403, "a wrong token, or none")
+        has_token = secrets.compare_digest(self.target, f"/?token={self.server.token}")
+        require(has_token, 403, "a wrong token, or none")
 
     def message_received(self, message: str | bytes) -> None:
-        if isinstance(message, bytes):
-            raise ProtocolError(1003, "a binary message")
+        require(isinstance(message, str), 1003, "a binary message")
         self.log("<", message)
         if message not in SCRIPTS:
             sends = f'This button sends "{message[:MAX_LOGGED]}"; SCRIPTS in pebble_ws.py lists no'
@@ -912,9 +862,8 @@ class DialogueHandler(WebSocketHandler):
     def answer(self, message: str, status: str, output: str, suffix: str = "") -> None:
         """Tell the log and the dialogue, if it is still there, how a click went."""
         self.log(">", f"{status}: {output}", suffix)
-        public = self.server.public
-        message = public(message)[:MAX_LOGGED]
-        output = public(output)[-MAX_OUTPUT:]
+        message = self.server.public(message)[:MAX_LOGGED]
+        output = self.server.public(output)[-MAX_OUTPUT:]
         with suppress(ConnectionError):  # it has gone
             self.send(json.dumps({"message": message, "status": status, "output": output}))
 
@@ -925,7 +874,8 @@ class Bridge(WebSocketServer):
     def __init__(self, port: int, app: str | None, dry_run: bool) -> None:
         """Listen, and run clicks in a Sketch application, if there is one. Raise OSError."""
         super().__init__(("127.0.0.1", port), DialogueHandler)
-        self.listen_at_ipv6(self.server_address[1])
+        self.port = self.server_address[1]
+        self.listen_at_ipv6()
         self.app = app
         self.dry_run = dry_run
         self.token = secrets.token_urlsafe(32)
@@ -936,11 +886,12 @@ class Bridge(WebSocketServer):
         self.runner = threading.Thread(target=self.run_clicks, daemon=True)
         self.runner.start()
 
-    def listen_at_ipv6(self, port: int) -> None:
+    def listen_at_ipv6(self) -> None:
         """Listen at ::1 too, if this machine has it: a browser may try either for localhost."""
         try:
-            listener = socket.create_server(("::1", port), family=socket.AF_INET6, backlog=128)
-            self.listeners.append(listener)
+            address = ("::1", self.port)
+            listener = socket.create_server(address, family=socket.AF_INET6, backlog=128)
+            self.other_sockets.append(listener)
         except OSError as error:
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 self.server_close()
@@ -953,8 +904,7 @@ class Bridge(WebSocketServer):
     def log(self, sign: str, text: str, suffix: str = "") -> None:
         """Write a line to the log, the text shortened: it may come from anywhere."""
         text = self.public(text)
-        if len(text) > MAX_LOGGED:
-            text = f"{text[: MAX_LOGGED - 1]}…"
+        text = text if len(text) <= MAX_LOGGED else f"{text[: MAX_LOGGED - 1]}…"
         self.log_file.write(sign, f"{text}{suffix}")
 
     def take(self, dialogue: DialogueHandler, message: str) -> bool:
@@ -986,7 +936,7 @@ class Bridge(WebSocketServer):
         start = time.monotonic()
         try:
             status, output = self.run(dialogue, message)
-        except UserError as error:
+        except (UserError, OSError, ValueError) as error:  # of the system, if it does not start
             status, output = "failed", str(error)
         except Exception:
             status, output = "failed", "An error in pebble_ws.py; the server's window shows it."
@@ -995,7 +945,7 @@ class Bridge(WebSocketServer):
         dialogue.answer(message, status, output, f" ({milliseconds:.0f} ms)")
 
     def run(self, dialogue: DialogueHandler, message: str) -> tuple[str, str]:
-        """Run the script of a click; return status and output. Raise UserError."""
+        """Run the script of a click; return status and output. Raise UserError or OSError."""
         bundle, identifier = find_command(message)
         if self.dry_run:
             return "dry run", f"Sketch would run {identifier} of {os.path.basename(bundle)}."
@@ -1006,14 +956,12 @@ class Bridge(WebSocketServer):
         arguments = [tool, "run", bundle, identifier, "--without-activating"]
         deadline = time.monotonic() + SCRIPT_TIMEOUT
         is_late = lambda: time.monotonic() > min(deadline, self.stop_time)  # noqa: E731
-        try:
-            output, exit_status = run_script(arguments, is_late)
-        except (OSError, ValueError) as error:
-            raise UserError(f"sketchtool cannot be started: {error}.") from None
+        output, exit_status = run_script(arguments, is_late)
         if exit_status is None:
             return "failed", f"{output.text()}\n{TOO_LATE}".strip()
-        for line in output.besides():
-            dialogue.log("|", line)
+        for line in list(output.lines)[-MAX_LOGGED_LINES:]:
+            if line and output.outcome and line is not output.outcome.string:
+                dialogue.log("|", line)
         return output.answer(exit_status)
 
     def is_stopping(self) -> bool:
@@ -1039,7 +987,7 @@ class LogFile:
 
     def __init__(self) -> None:
         self.has_colour = os.isatty(1) and not os.environ.get("NO_COLOR")
-        self.lines: queue.Queue[bytes | None] = queue.Queue(MAX_UNWRITTEN)
+        self.lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self.writer = threading.Thread(target=self.write_lines, daemon=True)
         self.writer.start()
 
@@ -1048,11 +996,11 @@ class LogFile:
         line = f"{time.strftime('%H:%M:%S')} {sign} {printable(text)}"
         if self.has_colour and sign.endswith("!"):
             line = f"\x1b[1;31m{line}\x1b[0m"
-        with suppress(queue.Full):
-            self.lines.put_nowait(f"{line}\n".encode(errors="backslashreplace"))
+        if self.lines.qsize() < MAX_UNWRITTEN:
+            self.lines.put(f"{line}\n".encode(errors="backslashreplace"))
 
     def write_lines(self) -> None:
-        """Write what is added, until close. What cannot be written is lost, not what follows."""
+        """Write what is added, until b"" is. What cannot be written is lost, but not the rest."""
         while line := self.lines.get():
             with suppress(OSError):
                 while line:
@@ -1061,8 +1009,7 @@ class LogFile:
 
     def close(self) -> None:
         """Give what was added a second to be written."""
-        with suppress(queue.Full):
-            self.lines.put(None, timeout=1)
+        self.lines.put(b"")
         self.writer.join(1)
 
 
@@ -1076,14 +1023,12 @@ def printable(text: str) -> str:
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 SESSION = f"{BUNDLE}/Contents/Resources/session.js"
 PLUGINS = "~/Library/Application Support/com.bohemiancoding.sketch3/Plugins"
-INSTALLED = "Sketch shows the installed copy of this plugin. Choose start-webservice in its menu."
 
 EXAMPLES = """
-With no arguments it starts the server for the plugin beside it. Where there is no macOS, it makes a
-dry run. Two examples:
+Without arguments it starts the server for the plugin beside it: as a dry run, if this is no macOS.
 
-  python3 pebble_ws.py --port 9000 --dry-run
-  python3 pebble_ws.py --sketch "$HOME/Applications/Sketch Beta.app"
+examples:  python3 pebble_ws.py --dry-run
+           python3 pebble_ws.py --sketch "$HOME/Applications/Sketch Beta.app"
 """
 
 
@@ -1097,7 +1042,8 @@ def main(argv: list[str] | None = None) -> int:
         if not os.path.isdir(BUNDLE):
             raise UserError(f"There is no {BUNDLE}. Keep pebble_ws.py beside the folder plugin.")
         if options.install is None:
-            serve(options.port, options.sketch, options.dry_run)
+            app = options.sketch and os.path.abspath(options.sketch)
+            serve(options.port, app, options.dry_run)
         else:
             install(os.path.expanduser(options.install))
         return 0
@@ -1130,7 +1076,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def serve(port: int | None, app: str | None, dry_run: bool) -> None:
     """Run until a signal stops it. Raise UserError if it cannot start."""
-    app, dry_run = choose_sketch(app, dry_run)
+    if app is not None and not (app.endswith(".app") and sketchtool(app)):
+        raise UserError(f"{app} is not a Sketch app. Give --sketch the path of Sketch.app.")
+    dry_run = dry_run or not app and sys.platform != "darwin"  # Sketch is for macOS only
+    app = app if app or dry_run else find_sketch()
     fill_standard_streams()
     with ExitStack() as at_end:  # what is put on it is done at the end, the last first
         set_signal(signal.SIGCHLD, signal.SIG_DFL, at_end)  # ignored, it hides how a script ends
@@ -1140,8 +1089,7 @@ def serve(port: int | None, app: str | None, dry_run: bool) -> None:
         session = write_session(bridge)
         log_what_clicks_will_do(bridge)
         threading.Thread(target=bridge.serve_forever, daemon=True).start()
-        port = bridge.server_address[1]
-        bridge.log("=", f"listening on ws://localhost:{port} (Ctrl-C stops it)")
+        bridge.log("=", f"listening on ws://localhost:{bridge.port} (Ctrl-C stops it)")
 
         signals = {each for each in STOP_SIGNALS if signal.getsignal(each) != signal.SIG_IGN}
         while signal.sigwait(signals) not in signals:
@@ -1156,17 +1104,7 @@ def serve(port: int | None, app: str | None, dry_run: bool) -> None:
         bridge.runner.join(STOP_TIMEOUT + 1)
         bridge.server_close()
         bridge.log("=", "stopped")
-
-
-def choose_sketch(app: str | None, dry_run: bool) -> tuple[str | None, bool]:
-    """Return the Sketch application, if there is one, and whether it is a dry run."""
-    if app is None:
-        dry_run = dry_run or sys.platform != "darwin"  # Sketch is for macOS only
-        return None if dry_run else find_sketch(), dry_run
-    app = os.path.abspath(app)
-    if not app.endswith(".app") or not sketchtool(app):
-        raise UserError(f"{app} is not a Sketch app. Give --sketch the path of Sketch.app.")
-    return app, dry_run
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # what is left takes a second at most
 
 
 def fill_standard_streams() -> None:
@@ -1192,16 +1130,14 @@ def lock(bundle: str, at_end: ExitStack) -> None:
         at_end.callback(os.close, descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        text = "A server for this plugin is running already. Stop it with Ctrl-C in its window."
-        raise UserError(text) from None
+        raise UserError("The plugin's server is running. Stop it with Ctrl-C first.") from None
     except OSError:
         pass  # there is nothing to lock, or the file system knows no locks
 
 
 def listen(port: int | None, app: str | None, dry_run: bool) -> Bridge:
     """Return a bridge at a port: with 0, or where the default is taken, any. Raise UserError."""
-    ports = [DEFAULT_PORT, 0, 0] if port is None else [port]
-    for candidate in ports:
+    for candidate in [DEFAULT_PORT, 0, 0] if port is None else [port]:
         try:
             return Bridge(candidate, app, dry_run)
         except OSError as error:
@@ -1220,7 +1156,7 @@ def log_what_clicks_will_do(bridge: Bridge) -> None:
     elif not bridge.app:
         bridge.log("!", NO_SKETCH)
     if not IS_INSTALLED and os.path.isdir(os.path.expanduser(f"{PLUGINS}/pebble.sketchplugin")):
-        bridge.log("!", INSTALLED)
+        bridge.log("!", "Sketch shows the installed copy. Choose start-webservice in its menu.")
     for mistake in find_mistakes():
         bridge.log("!", mistake)
 
@@ -1230,8 +1166,7 @@ def write_session(bridge: Bridge) -> str:
 
     Return its text. Raise UserError.
     """
-    port = bridge.server_address[1]
-    session = {"port": port, "token": bridge.token, "dryRun": bridge.dry_run}
+    session = {"port": bridge.port, "token": bridge.token, "dryRun": bridge.dry_run}
     text = f"window.pebbleSession = {json.dumps(session)};\n"
     new = f"{SESSION}.{os.getpid()}"
     try:
@@ -1255,8 +1190,15 @@ def remove_session(text: str) -> None:
 
 def install(folder: str) -> None:
     """Copy the plugin with this file into a folder; move an earlier copy aside. Raise UserError."""
+    if not os.path.isdir(folder):
+        raise UserError(f"There is no folder {folder}. Install Sketch first, or name another one.")
     target = os.path.join(os.path.abspath(folder), os.path.basename(BUNDLE))
-    check_target(folder, target)
+    paths = [os.path.realpath(path) for path in (target, BUNDLE)]
+    if os.path.commonpath(paths) in paths:
+        raise UserError(f"{target} is this very copy. Name another folder.")
+    with ExitStack() as at_end:
+        lock(target, at_end)
+
     before = target.replace(".sketchplugin", ".before")  # a name that Sketch does not load
     is_update = os.path.exists(target)
     new = f"{target}.new"
@@ -1273,21 +1215,12 @@ def install(folder: str) -> None:
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error
         raise UserError(f"{target} cannot be written: {reason}.") from None
 
+    with suppress(AttributeError):  # a stand-in for stdout
+        sys.stdout.reconfigure(errors="backslashreplace")  # any name, whatever the locale
     print(printable(f"Copied the plugin, with pebble_ws.py, to {target}."))
     if is_update:
         print(printable(f"The earlier copy, with all that you changed in it, is {before}."))
     print("Next: restart Sketch, and choose Plugins > websocket > start-webservice.")
-
-
-def check_target(folder: str, target: str) -> None:
-    """Raise UserError if the plugin cannot be copied there."""
-    if not os.path.isdir(folder):
-        raise UserError(f"There is no folder {folder}. Install Sketch first, or name another one.")
-    paths = [os.path.realpath(path) for path in (target, BUNDLE)]
-    if os.path.commonpath(paths) in paths:  # or one is in the other
-        raise UserError(f"{target} is this very copy. Name another folder.")
-    with ExitStack() as at_end:
-        lock(target, at_end)
 
 
 def copy_plugin(target: str) -> None:
