@@ -15,10 +15,9 @@ esac || fail "The folder of start.command cannot be opened. Move the plugin wher
 # and no other that lies there.
 server=$PWD/pebble_ws.py
 case $PWD in
-  */plugin/pebble.sketchplugin/Contents/Sketch) checkout=${PWD%/*/*/*/*} ;;
-  *) checkout=$PWD ;;
+  */plugin/pebble.sketchplugin/Contents/Sketch)
+    [ -f "$server" ] || server=${PWD%/*/*/*/*}/pebble_ws.py ;;
 esac
-[ -f "$server" ] || server=$checkout/pebble_ws.py
 [ -f "$server" ] ||
   fail "pebble_ws.py is missing from Contents/Sketch. Copy it there, and start this file again."
 
