@@ -373,7 +373,7 @@ class Server:
     def check(self):
         """Raise AssertionError unless it is idle, said nothing odd, and keeps its secret."""
         if self.process.poll() is None:
-            wait_until(lambda: all(now <= idle for now, idle in zip(self.counts(), self.idle)))
+            wait_until(lambda: all(now <= idle for now, idle in zip(self.counts(), self.idle)), 5)
         for line in filter(None, self.log):
             if not re.match(r"\d\d:\d\d:\d\d (#\d+ [=<>|!]|[=!]) ", line) or not line.isprintable():
                 raise AssertionError(f"not a line of a log: {line!r}")
@@ -438,16 +438,19 @@ class StandInSketch:
         os.makedirs(self.home)
         write(self.tool, SKETCHTOOL)
         os.chmod(self.tool, 0o755)
-        os.mkfifo(f"{self.home}/gate")
-        self.gate = os.open(f"{self.home}/gate", os.O_RDWR)
+        self.gate = None
         if version:
             with open(f"{self.app}/Contents/Info.plist", "wb") as file:
                 plistlib.dump({"CFBundleVersion": version}, file)
         self.reset()
 
     def reset(self):
+        """Forget all calls, let all scripts end that are held, and each that follows be done."""
         self.answer("OK Done.")
         write(f"{self.home}/calls", "")
+        self.close()
+        os.mkfifo(f"{self.home}/gate")
+        self.gate = os.open(f"{self.home}/gate", os.O_RDWR)
 
     def mood(self, shell):
         write(f"{self.home}/mood", f"{shell}\n")
@@ -467,7 +470,10 @@ class StandInSketch:
         wait_until(lambda: len(self.calls()) >= count)
 
     def close(self):
-        os.close(self.gate)
+        if self.gate is not None:
+            os.remove(f"{self.home}/gate")
+            os.close(self.gate)
+            self.gate = None
 
 
 class TestCase(unittest.TestCase):
@@ -543,6 +549,7 @@ class BridgeTestCase(TestCase):
         self.sketch.reset()
         self.server.mark()
         self.addCleanup(self.server.check)  # after those of the clients
+        self.addCleanup(self.sketch.reset)
 
     def other_server(self, *arguments, **options):
         """Return a server of another copy of the plugin, with this Sketch."""
