@@ -407,8 +407,9 @@ class Server:
         self.check()
         if not re.fullmatch(r"\S+ = stopped", self.log[-2]):
             raise AssertionError(f"the last line of the log is {self.log[-2]!r}")
-        if os.path.exists(self.session_file) and read_bytes(self.session_file) == self.session:
-            raise AssertionError("it left its session file behind")
+        with contextlib.suppress(OSError, ValueError):  # somebody else's may be there
+            if read(self.session_file) == self.session:
+                raise AssertionError("it left its session file behind")
 
     def kill(self):
         self.process.kill()
@@ -420,11 +421,6 @@ class Server:
         if self.reader.is_alive():  # then its output cannot be closed either
             raise AssertionError("something that it started still holds its output")
         self.process.stdout.close()
-
-
-def read_bytes(path):
-    with open(path, "rb") as file:
-        return file.read().decode("utf-8", "replace")
 
 
 SKETCHTOOL = """#!/bin/sh
@@ -1884,7 +1880,6 @@ class Scripts(BridgeTestCase):
         for why, printed, status in (
             ("half of a letter, in an escape", r"'OK \ud83c'", "done"),
             ("no escape", r"'OK \x \u12 \u{110000} \08'", "done"),
-            ("an escape that is cut", "'ERROR \\", "failed"),
             ("half of a letter at the end", b"ERROR \xf0\x9f", "failed"),
         ):
             with self.subTest(why):
@@ -2190,7 +2185,8 @@ class Manifests(TestCase):
         undo = {"script": "undo.cocoascript", "identifier": "undo", "handler": "onRun"}
         others = [each for each in manifest()["commands"] if each["script"] != undo["script"]]
         nameless = {"script": undo["script"], "handler": "onRun"}
-        listens = {"actions": {"Startup": "onRun"}}
+        deaf = {**nameless, "identifier": "undo", "handlers": {"actions": {"Startup": "onRun"}}}
+        del deaf["handler"]
         json_lines = json.dumps({"commands": [undo]}, indent=1)
 
         def command(**changes):
@@ -2205,7 +2201,7 @@ class Manifests(TestCase):
             ("it is null", ["identifier"], command(identifier=None)),
             ("it is that of another", ["rotate", "Two"], command(identifier="rotate")),
             ("it is there twice", ["undo", "Two"], {"commands": [undo, undo]}),
-            ("actions only", ["undo.cocoascript"], command(handler=None, handlers=listens)),
+            ("actions only", ["undo.cocoascript"], {"commands": [*others, deaf]}),
             ("a comma too few", ["line 5"], json_lines.replace('pt",\n', 'pt"\n')),
             ("typographic quotes", ["line 5"], json_lines.replace('"undo"', "“undo”")),
             ("a comma too many", ["line 3"], json_lines.replace("  {", "  ,{")),
@@ -2237,7 +2233,6 @@ class Manifests(TestCase):
                     {"commands": [{"script": "a\0b", "identifier": "undo"}]},
                     {"commands": [{"script": ".", "identifier": "undo"}]},
                     {"commands": [{"script": "x" * 5000, "identifier": "undo"}]},
-                    {"commands": [{**undo, "handler": None, "handlers": {}}]},
                 )
             ),
         ):
