@@ -41,6 +41,7 @@ import time
 import types
 import unittest
 import urllib.error
+import urllib.parse
 import urllib.request
 from unittest import mock
 
@@ -2801,7 +2802,7 @@ class Stopping(BridgeTestCase):
             except ConnectionError:
                 return True
             with contextlib.suppress(ConnectionError):
-                client.rest()
+                client.read()
             client.close()
 
         wait_until(is_refused)
@@ -2977,7 +2978,7 @@ class Faults(BridgeTestCase):
                     client.send(frame * 100)
 
         frames = (client_frame(TEXT, "\0" * 200), client_frame(PING, bytes(125)))
-        with self.noticed_only_as(*["= closed 1006: "] * 2) as witness:
+        with self.noticed_only_as(*["= closed 1006: (?!ended)"] * 2) as witness:
             self.sketch.mood(HOLD)
             clients = [self.connect(client_frame(TEXT, "undo")) for _ in frames]
             with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -3120,6 +3121,40 @@ class AnUnreadLog(TestCase):
         self.fill(client)
         self.assert_ends(process, client)
         self.assertEqual(b"", process.stderr.read())
+
+    def terminal(self):
+        """Return both ends of a terminal: what a person sees, and what programs write to."""
+        person, program = os.openpty()
+        self.addCleanup(os.close, person)
+        self.addCleanup(os.close, program)
+        return person, program
+
+    def test_ctrl_s_in_the_terminal_holds_up_nothing(self):
+        person, program = self.terminal()
+        os.write(person, b"\x13")
+        process, server = self.start(stdout=program, stderr=subprocess.PIPE)
+        client = self.connect(server=server)
+        self.fill(client)
+        self.assert_ends(process, client)
+        self.assertEqual(b"", process.stderr.read())
+
+    def test_in_a_terminal_what_needs_fixing_stands_out(self):
+        os.remove(f"{self.bundle}/Contents/Sketch/undo.cocoascript")
+        plain = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+        for why, environment, has_colour in (
+            ("a terminal", plain, True),
+            ("NO_COLOR", {**plain, "NO_COLOR": "1"}, False),
+        ):
+            with self.subTest(why):
+                person, program = self.terminal()
+                process, server = self.start(stdout=program, env=environment)
+                seen = b""
+                while b"listening" not in seen:
+                    self.assertTrue(select.select([person], [], [], 10)[0])
+                    seen += os.read(person, 9999)
+                for line in seen.splitlines():
+                    self.assertEqual(has_colour and b" ! " in line, b"\x1b[" in line, line)
+                self.assert_ends(process, self.connect(server=server))
 
     def test_closed_standard_streams_are_no_trouble(self):
         for closed in ("<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", "<&- >&- 2>&-"):
@@ -3678,13 +3713,38 @@ for arguments in sys.argv[1:]:
             with self.subTest(why):
                 server = self.started(self.addCleanup, self.bundle, *arguments, before=before)
                 self.assertIn("dry run", server.first_lines[0].lower())
-                self.assertIn("pebble-dialogue.html", "\n".join(server.first_lines))
+                page = re.search(
+                    r"file://(\S+pebble-dialogue\.html)", "\n".join(server.first_lines)
+                )
+                self.assertTrue(os.path.isfile(urllib.parse.unquote(page[1])))
                 self.assertIn('"dryRun": true', server.session)
                 answer = self.connect(server=server).click("rotate")
                 self.assertEqual("dry run", answer["status"])
                 self.assertIn("rotate", answer["output"])
                 server.stop()
         self.assertEqual([], self.sketch.calls())
+
+    def test_a_checkout_is_told_that_sketch_shows_the_installed_copy(self):
+        checkout, home = f"{self.folder}/checkout", f"{self.folder}/home"
+        shutil.copytree(PLUGIN, f"{checkout}/plugin/pebble.sketchplugin")
+        program = shutil.copy(PROGRAM, checkout)
+        plugins = f"{home}/Library/Application Support/com.bohemiancoding.sketch3/Plugins"
+        os.makedirs(plugins)
+        environment = {**os.environ, "HOME": home}
+        command = [*PYTHON, program, "--port", "0", "--sketch", self.sketch.app]
+        for is_installed in (False, True):
+            with self.subTest(is_installed=is_installed):
+                if is_installed:
+                    installed(plugins)
+                server = self.started(
+                    self.addCleanup,
+                    f"{checkout}/plugin/pebble.sketchplugin",
+                    command=command,
+                    env=environment,
+                )
+                told = [line for line in server.first_lines if " ! " in line]
+                self.assertEqual(is_installed, "--install" in "".join(told), told)
+                server.stop()
 
     def macos(self, *apps):
         """Start a server on what it takes for macOS, where mdfind finds these applications."""
