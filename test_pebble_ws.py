@@ -3743,7 +3743,7 @@ for arguments in sys.argv[1:]:
                     env=environment,
                 )
                 told = [line for line in server.first_lines if " ! " in line]
-                self.assertEqual(is_installed, "--install" in "".join(told), told)
+                self.assertEqual(is_installed, "installed copy" in "".join(told), told)
                 server.stop()
 
     def macos(self, *apps):
