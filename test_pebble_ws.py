@@ -15,6 +15,7 @@ import concurrent.futures
 import contextlib
 import functools
 import glob
+import html.parser
 import http.server
 import importlib.util
 import io
@@ -599,6 +600,49 @@ def manifest(bundle=PLUGIN):
     return json.loads(re.sub(r'("(?:[^"\\]|\\.)*")|,(?=\s*[]}])', r"\1", text))
 
 
+class Page(html.parser.HTMLParser):
+    """What a page of the panel sends, and the scripts that it loads."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.messages, self.scripts = [], []
+        self.feed(read(path))
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag == "button" and "data-message" in attributes:
+            self.messages.append(attributes["data-message"])
+        if tag == "script":
+            self.scripts.append(attributes.get("src"))
+
+
+def page_mistakes(bundle, scripts):
+    """Yield what is wrong with the buttons of a plugin's pages, a sentence each."""
+    for path in sorted(glob.glob(f"{glob.escape(bundle)}/Contents/Resources/*.html")):
+        name, page = os.path.basename(path), Page(path)
+        for message in page.messages:
+            if message not in scripts:
+                yield f'A button in {name} sends "{message}". Add it to SCRIPTS in pebble_ws.py.'
+        if page.messages and "back-channel.js" not in page.scripts:
+            load = '<script src="back-channel.js" defer></script>'
+            yield f"The buttons in {name} do nothing without back-channel.js. Add {load}."
+
+
+def handler_mistakes(bundle):
+    """Yield which function, that the manifest names, is not in its script, a sentence each."""
+    for command in manifest(bundle)["commands"]:
+        handlers = command.get("handlers", {})
+        default = None if "actions" in handlers else "onRun"
+        named = {command.get("handler", handlers.get("run", default))}
+        named.update(handlers.get("actions", {}).values())
+        path = f"{bundle}/Contents/Sketch/{command['script']}"
+        script = read(path) if os.path.isfile(path) else ""
+        for handler in filter(None, named):
+            function = rf"(?m)^\s*(function\s+{handler}\s*\(|(var\s+)?{handler}\s*=\s*function\b)"
+            if script and not re.search(function, script):
+                yield f"{command['script']} has no function {handler}, which manifest.json names."
+
+
 class Configuration(unittest.TestCase):
     """What a plugin of one's own must pass, too. It starts nothing, and takes a second."""
 
@@ -606,11 +650,14 @@ class Configuration(unittest.TestCase):
         try:
             self.manifest = manifest()
         except (OSError, ValueError):
+            self.manifest = None
             if self._testMethodName != "test_the_parts_of_the_plugin_fit_together":
                 self.skipTest("manifest.json cannot be read")
 
     def test_the_parts_of_the_plugin_fit_together(self):
-        mistakes = pebble_ws.find_mistakes()
+        mistakes = [*pebble_ws.find_mistakes(), *page_mistakes(PLUGIN, pebble_ws.SCRIPTS)]
+        if self.manifest:
+            mistakes += handler_mistakes(PLUGIN)
         if mistakes:
             self.fail("\n\n" + "\n".join(mistakes))
 
@@ -686,7 +733,7 @@ class Configuration(unittest.TestCase):
 
 
 class MistakesOfADesigner(TestCase):
-    """Each is told when the server starts, by Configuration, and at the click that it concerns."""
+    """Each is found by Configuration; what a click needs also at the start, and at the click."""
 
     def setUp(self):
         self.folder = temporary_folder(self.addCleanup)
@@ -855,13 +902,16 @@ class MistakesOfADesigner(TestCase):
                     server.stop()
 
     def check_told(self, server, words, click):
-        # Configuration calls the same function, in the copy that is tested:
+        # This is what Configuration finds, in the copy that is tested:
         path = f"{self.bundle}/Contents/Sketch/pebble_ws.py"
         spec = importlib.util.spec_from_file_location("pebble_ws_copy", path)
         copy = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(copy)
         mistakes = copy.find_mistakes()
-        (found,) = [each for each in mistakes if all(word in each for word in words)]
+        by_configuration = [*mistakes, *page_mistakes(self.bundle, copy.SCRIPTS)]
+        with contextlib.suppress(OSError, ValueError):  # there is no manifest
+            by_configuration += handler_mistakes(self.bundle)
+        (found,) = [each for each in by_configuration if all(word in each for word in words)]
         self.assertNotIn(self.folder, found, "a file is named by its name")
         self.assertRegex(found, r"\A[^\n]+\.\Z")
 
@@ -1164,7 +1214,7 @@ def messages(*pieces):
     """Return what arrives in these pieces: (opcode, payload), fragments joined."""
     rest, result = iter(pieces), []
     with contextlib.suppress(RuntimeError):  # of a generator in which there is no next piece
-        for opcode, payload, _ in pebble_ws.read_messages(rest.__next__, 1 << 20):
+        for opcode, payload, *_ in pebble_ws.read_messages(rest.__next__, 1 << 20):
             result.append((opcode, payload))
     return result
 
@@ -3077,6 +3127,17 @@ class AnUnreadLog(TestCase):
         process.send_signal(signal.SIGINT)
         self.assertEqual(-signal.SIGINT, process.wait(5))
 
+    def test_ctrl_c_while_it_waits_for_the_log_at_the_end_is_no_traceback(self):
+        process, server = self.start(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        client = self.connect(server=server)
+        self.fill(client)
+        client.close()
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: process.poll() is not None or counts(process.pid)[0] <= 2)
+        process.send_signal(signal.SIGINT)
+        self.assertIn(process.wait(5), (0, -signal.SIGINT))
+        self.assertEqual(b"", process.stderr.read())
+
     def test_a_log_that_is_read_again_goes_on(self):
         reader, writer = os.pipe()
         self.addCleanup(os.close, reader)
@@ -3851,6 +3912,16 @@ class Install(CommandLineTestCase):
             self.assertEqual(generation, read(kept))
             self.assertFalse(os.path.exists(f"{copy}/Contents/Sketch/mine.cocoascript"))
             self.assertEqual(read(PROGRAM), read(f"{copy}/Contents/Sketch/pebble_ws.py"))
+
+    def test_a_name_that_the_output_cannot_show_is_escaped(self):
+        environment = {"PATH": os.environ["PATH"], "PYTHONIOENCODING": "ascii"}
+        folder = f"{self.elsewhere}/Plug-ins für Zoë\x1b[2J"
+        os.mkdir(folder)
+        status, output, error = self.run_program("--install", folder, env=environment)
+        self.assertEqual((0, ""), (status, error))
+        self.assertTrue(output.replace("\n", "").isprintable())
+        self.assertIn("Plug-ins", output)
+        self.assert_refused("--install", f"{folder}/ü", env=environment)
 
     def test_a_read_only_folder_in_the_earlier_copy_changes_nothing(self):
         folder = f"{self.folder}/earlier"
