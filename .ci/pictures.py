@@ -12,6 +12,7 @@ import base64
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import sys
 import tempfile
@@ -80,9 +81,15 @@ class Panel:
                 mobile=False,
             )
             return
+        self.browser.call("POST", "/frame", {"id": None})
+        frame = self.browser.find("//iframe")
         self.browser.execute(
-            "[frameElement.width, frameElement.height] = arguments", width, height
+            "[arguments[0].width, arguments[0].height] = [arguments[1], arguments[2]]",
+            frame,
+            width,
+            height,
         )
+        self.browser.call("POST", "/frame", {"id": 0})
 
     def take(self, path):
         if self.engine == "Chromium":
@@ -98,9 +105,9 @@ class Panel:
         self.browser.click(self.browser.button(name))
 
     def wait_for(self, text):
-        """Wait until the footer has a text."""
+        """Wait until the footer has a text, which is a regular expression."""
         footer = self.browser.find("//footer")
-        tests.wait_until(lambda: text in self.browser.get(footer, "text"))
+        tests.wait_until(lambda: re.search(text, self.browser.get(footer, "text")))
 
 
 def states(panel, sketch, server):
@@ -127,7 +134,7 @@ def states(panel, sketch, server):
     tests.wait_until(lambda: browser.execute(working))
     yield "working"
     panel.click("Duplicate")
-    panel.wait_for(" 3 s")
+    panel.wait_for(r" \d+ s")
     yield "waiting"
     sketch.answer("OK Rotated hand by 30°.")
     sketch.release()

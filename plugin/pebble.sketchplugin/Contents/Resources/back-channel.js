@@ -131,7 +131,7 @@ window.backChannel = (() => {
   function lengthProblem(excess) {
     if (excess <= 0) return "";
     const characters = excess === 1 ? "1 character" : `${excess} characters`;
-    return `Too long for Sketch to read, by ${characters}. Shorten a value or remove a row.`;
+    return `Too long for Sketch to read, by ${characters}. Shorten a value, or remove one.`;
   }
 
   // ---- The connection --------------------------------------------------------------------------
@@ -314,14 +314,15 @@ window.backChannel = (() => {
   // Touch the page only when there is something new to say: a screen reader reads all of it.
   function show() {
     const passed = secondsRunning();
-    seconds.textContent = passed < SECONDS_SHOWN_FROM ? "" : ` ${passed} s`;
-    const lines = [{ status: "failed", text: problem }, said, ...linesOfWaiting()];
+    const text = passed < SECONDS_SHOWN_FROM ? "" : ` ${passed} s`;
+    if (seconds.textContent !== text) seconds.textContent = text;
+    const lines = [said, ...linesOfWaiting(), { status: "failed", text: problem }];
     const news = JSON.stringify(lines);
     if (news === shown) return;
     shown = news;
     answer.replaceChildren(...lines.filter(({ text }) => text).flatMap(elementOf));
     // Of a long failure the last lines say most; with the focus, the arrow keys scroll.
-    answer.scrollTop = said.status === "failed" ? answer.scrollHeight : 0;
+    answer.scrollTop = said.status === "done" && !problem ? 0 : answer.scrollHeight;
     answer.tabIndex = answer.scrollHeight > answer.clientHeight ? 0 : -1;
   }
 
@@ -341,7 +342,7 @@ window.backChannel = (() => {
     line.dataset.status = status;
     line.append(text);
     if (timed) line.append(seconds);
-    return [line, "\n"];
+    return [line, " "];
   }
 
   return { saveValues, say, send };

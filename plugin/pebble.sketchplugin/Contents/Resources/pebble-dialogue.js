@@ -7,6 +7,7 @@ const [angle, time, amount, rows, addRowButton, setButton, addButton, runButton,
   "angle", "time", "amount", "rows", "add-row", "set", "add", "run", "stop",
 ].map((id) => document.getElementById(id));
 const tabs = [...document.querySelectorAll("[role=tab]")];
+const footer = document.querySelector("footer");
 
 const DAY = 24 * 60 * 60;
 const CHECKS = { // a field's name: whether a script will take its text
@@ -34,6 +35,8 @@ document.addEventListener("lost", stop);
 for (const tab of tabs) tab.addEventListener("click", () => showPage(tab));
 for (const tab of tabs) tab.addEventListener("keydown", moveBetweenTabs);
 document.addEventListener("answer", showWrongFields);
+const resized = new ResizeObserver(fitFooter);
+for (const element of [document.documentElement, footer]) resized.observe(element);
 document.addEventListener("input", ({ target }) => target.removeAttribute("aria-invalid"));
 
 // ---- The rows ----------------------------------------------------------------------------------
@@ -76,7 +79,7 @@ function offerToPutBack(row, next) {
     say("", "");
   });
   say("", name ? `Removed "${name}".` : "Removed a row.");
-  document.getElementById("answer").append(" ", button);
+  document.querySelector("#answer span").append(button);
 }
 
 // Who listens to the page hears which row a field or a button belongs to.
@@ -231,4 +234,13 @@ function mark(fields) {
   for (const field of fields) field.ariaInvalid = "true";
   fields[0]?.focus();
   fields[0]?.select();
+}
+
+// ---- A small window ----------------------------------------------------------------------------
+
+// The footer stays in sight where the page scrolls. One that fills the window must not.
+function fitFooter() {
+  const tall = footer.offsetHeight > 0.7 * window.innerHeight;
+  if (!footer.classList.toggle("tall", tall)) return;
+  footer.scrollIntoView({ block: "end" });
 }
