@@ -1,26 +1,48 @@
 #!/usr/bin/env python3
-"""Run a Sketch plugin's CocoaScripts from the buttons of its HTML dialogue.
+"""Run a Sketch plugin's CocoaScripts from the buttons of its HTML panel.
 
     python3 pebble_ws.py             start the server; Ctrl-C stops it
     python3 pebble_ws.py --install   copy the plugin and this file into Sketch's plugins folder
 
-A click in the dialogue sends one text message by WebSocket; the server runs the script that SCRIPTS
-names for it, as the plugin menu would, and answers how it went. Only this computer can connect, and
-only with a token from a file that its user alone can read. A message is looked up whole: nothing
-from the network is ever a path, an argument or code.
+A click in the panel sends one text message by WebSocket. The server looks the whole message up in
+SCRIPTS, runs the script that it finds there just as the plugin's menu would, and answers how it
+went. Nothing from the network is ever used as a path, an argument or code. Only this computer can
+connect, and only with a token from a file that its user alone can read.
 
-In the order of a connection's life and of RFC 6455, whose sections stand in brackets. A thread
-accepts for each loopback address, one reads each connection, one runs the scripts. ProtocolError
-becomes an HTTP status or close code, UserError its text; a traceback means a bug in this file.
+The file follows a click on its way:
+
+    Configuration       what you may change: SCRIPTS, limits
+    Opening handshake   an HTTP request becomes a WebSocket, or is refused
+    Frames              bytes become messages, messages become bytes
+    Connections         WebSocketHandler, the life of one connection; WebSocketServer
+    Scripts             from a message to a plugin's command; running that; how it went
+    The bridge          DialogueHandler takes clicks, Bridge runs their scripts one at a time
+    Command line        main, serve and install
+
+Threads: one accepts, one for each connection reads, one runs scripts, one writes the log, and the
+main thread waits for a signal. None of them wakes up while nothing happens.
+
+Errors: a ProtocolError is a peer's fault and ends its connection, with an HTTP status or a close
+code; a ConnectionError says that a connection has ended; a UserError is something that a person can
+fix, and says how. Any other exception is a bug in this file, and is shown with its traceback.
+
+A number in parentheses, as in (5.2), is a section of RFC 6455.
 """
 
 from __future__ import annotations
 
+import argparse
 import errno
-import itertools
+import fcntl
+import functools
+import hashlib
+import json
 import os
+import queue
 import re
+import secrets
 import select
+import shutil
 import signal
 import socket
 import socketserver
@@ -28,362 +50,907 @@ import struct
 import sys
 import threading
 import time
+import urllib.parse
 from binascii import b2a_base64
-from contextlib import ExitStack, suppress  # json, queue and secrets: see serve
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 
 __version__ = "1.0.0"
 
 # ---- Configuration ------------------------------------------------------------------------------
 
-# Message text: the CocoaScript that it runs, by its path from Contents/Sketch or, in any other
-# bundle, an absolute one. In order to add one, write the script there, add it to the commands in
-# manifest.json, give a button in pebble-dialogue.html this data-message, and restart the server.
+# Which script a message runs: its path from Contents/Sketch or, in another bundle, an absolute one.
+# The README says how to add one, under "Add a button".
 SCRIPTS = {
     "rotate": "rotate.cocoascript",
     "duplicate": "rotate-duplicate.cocoascript",
     "undo": "undo.cocoascript",
     "set-time": "set-time.cocoascript",
 }
-SCRIPT_TIMEOUT = 60  # seconds; then a script is killed: one that hangs would hold all that follow
-STOP_TIMEOUT = 10  # seconds for the running script to end when the server is stopped
-MAX_WAITING = 16  # clicks behind the one that runs: nobody waits for more
-MAX_OUTPUT = 4_000  # characters of a script's output in an answer, the last: nobody reads more
+
+DEFAULT_PORT = 9912  # any free port if this one is taken: the panel finds out
+SCRIPT_TIMEOUT = 60  # seconds; then a script is given up, because it holds up all that follow
+STOP_TIMEOUT = 10  # seconds that the running script may still take when the server is stopped
+MAX_WAITING = 16  # clicks that wait for the one that runs; the next is answered "busy"
+MAX_OUTPUT = 4_000  # characters of a script's output in an answer
+MAX_LOGGED = 200  # characters of a text in the log, and of a message in an answer
+MAX_LOGGED_LINES = 20  # of what a script printed besides its answer
+MAX_UNWRITTEN = 1_000  # lines that wait to be written to the log; more are dropped
+
 MAX_CONNECTIONS = 200  # macOS gives a process 256 file descriptors
-MAX_HEAD = 8_192  # bytes of an opening handshake: a browser sends some 500
-HEAD_TIMEOUT = 10  # seconds for all of it
-CLOSE_TIMEOUT = 3  # seconds for a peer to answer our Close, and to drop TCP
-RECEIVE_SIZE = 65_536  # bytes received at a time, and kept of a script's output
-MAX_GATHERED = 1_000  # frames, of fewer bytes each, that wait to leave together
+MAX_HEAD = 65_536  # bytes of an opening handshake: browsers send a host's cookies to all its ports
+HEAD_TIMEOUT = 10  # seconds until all of it must be there
+CLOSE_TIMEOUT = 3  # seconds that a peer has to answer our Close, and to drop TCP after it
+RECEIVE_SIZE = 65_536  # bytes to receive at once
+PIPE_SIZE = 65_536  # bytes that a pipe can hold, on Linux and macOS
+
 
 # ---- Opening handshake (4) ----------------------------------------------------------------------
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-# No space before a colon, and no line that goes on in the next one (RFC 9112, 5):
-HEAD = r"([!-~]+) ([!-~]+) HTTP/1\.[1-9]\r\n((?:[\w!#$%&'*+.^`|~-]+:[\t -~\x80-\xff]*\r\n)*)\r\n"
-ABSENT = "‹missing›"  # in place of a header that is not there; none can be this, being Latin-1
-REQUIRED = {  # a header: its value (4.2.1), and the status that refuses all others
-    "Upgrade": (r"(?i)(.*,[ \t]*)?websocket([ \t]*,.*)?", 426),
-    "Connection": (r"(?i)(.*,[ \t]*)?upgrade([ \t]*,.*)?", 426),
-    "Sec-WebSocket-Version": ("13", 426),
-    "Sec-WebSocket-Key": (r"[A-Za-z0-9+/]{22}==", 400),
-}
-RESPONSE = "HTTP/1.1 {}\r\nConnection: {}\r\n{}\r\n{}"
-UPGRADE = "Upgrade: websocket\r\nSec-WebSocket-Accept: {}\r\n"
-HINTS = {405: "Allow: GET\r\n", 426: "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"}
-REFUSAL = "This is the WebSocket server of a Sketch plugin. Its log says why it refuses this.\n"
+END_OF_HEAD = b"\r\n\r\n"
+
+# RFC 9112. There is no blank before the colon of a header, and no line that goes on in the next.
+REQUEST_LINE = re.compile(r"([!-~]+) ([!-~]+) HTTP/1\.[1-9]")
+HEADER_LINE = re.compile(r"([0-9A-Za-z!#$%&'*+.^_`|~-]+):([\t -~\x80-\xff]*)")
+
+MISSING = "(missing)"  # in the log, for a header that is not there
+
+# What a refusal adds, by its status:
+HINTS = {405: ["Allow: GET"], 426: ["Upgrade: websocket", "Sec-WebSocket-Version: 13"]}
+
 
 class ProtocolError(Exception):
-    """What a peer does wrong: an HTTP status, or from 1000 on a close code, and a reason."""
+    """What a peer does wrong. `code` is an HTTP status, or from 1000 on a close code (7.4)."""
 
-def read_head(receive) -> tuple[str, dict[str, str], bytes]:
-    """Return target and headers of a GET (4.2.1), and what came behind. Raise ProtocolError."""
-    data = b""
-    while (end := data.find(b"\r\n\r\n") + 4) < 4 and len(data) <= MAX_HEAD:
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+
+def read_head(receive: Callable[[], bytes]) -> tuple[str, dict[str, str], bytes]:
+    """Return target and headers of a GET request (4.2.1), and the bytes that came after them.
+
+    `receive` waits for more bytes. Raise ProtocolError 400, 405 or 431.
+    """
+    data = bytearray()
+    searched = 0
+    while (end := data.find(END_OF_HEAD, searched)) < 0 and len(data) < MAX_HEAD:
+        searched = max(0, len(data) - len(END_OF_HEAD) + 1)
         data += receive()
-    if not 4 <= end <= MAX_HEAD:
+        if not data[:1].isalpha() and data[:1] != b"\r":  # TLS, say, which has no such end
+            raise ProtocolError(400, "this is not HTTP")
+    size = end + len(END_OF_HEAD)
+    if end < 0 or size > MAX_HEAD:
         raise ProtocolError(431, f"a head of more than {MAX_HEAD} bytes")
-    match = re.fullmatch(HEAD, data[:end].decode("latin-1"), re.A)
-    method, target, lines = match.groups() if match else ("GET", "", "")  # else 400
+
+    head = data[:end].decode("latin-1")
+    target, headers = parse_head(head.removeprefix("\r\n"))  # an empty line may come before it
+    return target, headers, bytes(data[size:])
+
+
+def parse_head(head: str) -> tuple[str, dict[str, str]]:
+    """Return target and headers: by their names in lower case, repeated ones joined to a list."""
+    request_line, *header_lines = head.split("\r\n")
+    request = REQUEST_LINE.fullmatch(request_line)
+    if not request:
+        raise ProtocolError(400, "the first line is no request of HTTP/1.1")
+    method, target = request.groups()
+
+    headers: dict[str, str] = {}
+    for line in header_lines:
+        header = HEADER_LINE.fullmatch(line)
+        if not header:
+            raise ProtocolError(400, "a line is no header")
+        name = header[1].lower()
+        value = header[2].strip(" \t")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+
     if method != "GET":
         raise ProtocolError(405, "the method is not GET")
-    headers = {}
-    for name, value in re.findall(r"(.+?):(.*)\r\n", lines):
-        name, value = name.lower(), value.strip(" \t")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    if target[:1] != "/" or "," in headers.get("host", ","):  # a URL would name a second host
-        raise ProtocolError(400, "no request of HTTP/1.1 with a path and one Host")
-    return target, headers, data[end:]
+    if not target.startswith("/"):  # a whole URL would name a second host
+        raise ProtocolError(400, "the target is no path")
+    if "host" not in headers or "," in headers["host"]:
+        raise ProtocolError(400, "there must be one Host")
+    return target, headers
+
+
+def listed(value: str) -> list[str]:
+    """Return the words of a header whose value is a list: those of "a, B" are "a" and "b"."""
+    return [word.strip(" \t").lower() for word in value.split(",")]
+
+
+def response(status: str, headers: list[str], body: str = "") -> bytes:
+    """Return an HTTP response: one with a body is the last on its connection."""
+    if body:
+        size = f"Content-Length: {len(body.encode())}"
+        headers = ["Connection: close", "Content-Type: text/plain; charset=utf-8", size, *headers]
+    return "\r\n".join([f"HTTP/1.1 {status}", *headers, "", body]).encode()
+
 
 # ---- Frames (5) ---------------------------------------------------------------------------------
-#   FIN 1 bit, RSV 3, opcode 4 | MASK 1, length 7: 0 to 125, 126: in 2 bytes that follow, 127: in 8
-#   | those | masking-key, 4 bytes, in each frame of a client and none of a server | payload   (5.2)
+
+# A frame (5.2):
+#   byte 0     FIN (1 bit), reserved (3), opcode (4)
+#   byte 1     MASK (1 bit), length (7): 0 to 125, or 126: see the next 2 bytes, or 127: the next 8
+#   2 or 8 bytes of length, if so
+#   4 bytes of masking-key, in each frame of a client and in none of a server
+#   the payload
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = OPCODES = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 FIN = MASK = 0x80
-# No RSV bit, no reserved opcode (5.2), no control frame in fragments (5.5):
-FIRST_BYTES = {CONTINUATION, TEXT, BINARY, *(FIN | opcode for opcode in OPCODES)}
-CLOSE_CODES = {*range(1000, 1015), *range(3000, 5000)} - {1004, 1005, 1006}  # (7.4)
 
-def read_messages(receive, max_message_size: int, data: bytes = b""):
-    """Yield (opcode, payload, more is here) of messages and control frames. Raise ProtocolError."""
-    at, kind = 0, None  # where in data the next frame begins; opcode of a message that goes on
+# All first bytes that may be: no reserved bit or opcode, no control frame in fragments (5.5).
+FIRST_BYTES = {FIN | opcode for opcode in OPCODES} | {CONTINUATION, TEXT, BINARY}
+
+MAX_CONTROL = 125  # bytes in the payload of a control frame (5.5)
+MAX_REASON = MAX_CONTROL - 2  # bytes of a Close's reason, after its code
+
+NO_CODE = 1005  # stands for a Close without a code, and is never sent itself
+ABNORMAL = 1006  # stands for an end without a Close, and is never sent either
+# All that a Close may have (7.4); 3000 to 4999 are free to use.
+CLOSE_CODES = ({*range(1000, 1015)} - {1004, NO_CODE, ABNORMAL}) | {*range(3000, 5000)}
+
+ALL_BYTES = bytes(range(256))
+SHORT = 500  # bytes of a payload up to which it is unmasked faster as one integer
+
+
+class Buffer:
+    """The bytes of a connection that are received and not yet read."""
+
+    def __init__(self, receive: Callable[[], bytes], data: bytes = b"") -> None:
+        """`receive` waits for more bytes; `data` are here already."""
+        self.receive = receive
+        self.data = data
+        self.at = 0  # where the next read begins
+
+    def read(self, size: int) -> bytes:
+        """Return exactly so many bytes, when they are all here. They should be few."""
+        while len(self.data) < self.at + size:
+            self.data = self.data[self.at :] + self.receive()
+            self.at = 0
+        start = self.at
+        self.at += size
+        return self.data[start : self.at]
+
+    def read_some(self, most: int) -> bytes:
+        """Return some bytes, of which there must be one or more: what is here, or comes next."""
+        if self.at == len(self.data):
+            self.data = self.receive()
+            self.at = 0
+        some = self.data[self.at : self.at + most]
+        self.at += len(some)
+        return some
+
+
+def read_messages(
+    receive: Callable[[], bytes], max_message_size: int, data: bytes = b""
+) -> Iterator[tuple[int, str | bytes]]:
+    """Yield each message and each control frame that comes, without end.
+
+    `receive` waits for more bytes; `data` are here already. What is yielded is (opcode, payload);
+    the payload of a TEXT is a str. Raise ProtocolError 1002, 1007 or 1009.
+    """
+    buffer = Buffer(receive, data)
+    kind = None  # TEXT or BINARY, from the first fragment of a message to the last
     while True:
-        while len(data) < at + 2 or not (head := frame_head(data, at, kind is not None)):
-            data, at = data[at:] + receive(), 0
-        opcode, fin, length, key, at = head
-        if opcode >= CLOSE:
-            at += length
-            yield opcode, unmask(data[at - length : at], key), at < len(data)
+        opcode, is_final, length = read_frame_head(buffer)
+        if opcode >= CLOSE:  # a control frame: it may come between the fragments of a message
+            key = buffer.read(4)
+            yield opcode, bytes(unmask(buffer.read(length), key))
             continue
+
+        if opcode == CONTINUATION and kind is None:
+            raise ProtocolError(1002, "a continuation of nothing")  # (5.4)
         if opcode != CONTINUATION:
-            kind, parts, room, rest = opcode, [], max_message_size, b""
-        room -= length
-        if room < 0:
+            if kind is not None:
+                raise ProtocolError(1002, "a message inside another")  # (5.4)
+            kind = opcode
+            message = bytearray()
+            checked = 0
+        if len(message) + length > max_message_size:
             raise ProtocolError(1009, "a message that is too long")
-        while True:  # what is here of a long frame is taken as a fragment of it
-            part = unmask(data[at : at + length], key)
-            size, at, length = len(part), at + len(part), length - len(part)
-            if kind == TEXT:
-                part, rest = decode(rest + part, fin and not length)
-            parts += [part] if part else []  # else empty ones without end would take memory
-            if not length:
-                break
-            key, data, at = (key * 2)[size % 4 :][:4], receive(), 0
-        if fin:
-            yield kind, ("" if kind == TEXT else b"").join(parts), at < len(data)
+
+        key = buffer.read(4)
+        while length:  # a long frame comes in parts
+            part = buffer.read_some(length)
+            message += unmask(part, key)
+            length -= len(part)
+            key = key[len(part) % 4 :] + key[: len(part) % 4]  # for the byte that is next
+            if kind == TEXT and (length or not is_final):
+                checked = check_text(message, checked)
+        if is_final:
+            yield kind, decode(message) if kind == TEXT else bytes(message)
             kind = None
 
-def frame_head(data: bytes, at: int, goes_on: bool) -> tuple[int, bool, int, bytes, int] | None:
-    """Return opcode, FIN, length, masking-key and payload's place, None for more of data."""
-    opcode, length, place = data[at] & 0x0F, data[at + 1] - MASK, at + 6
-    if data[at] not in FIRST_BYTES or length < 0 or length > 125 and opcode >= CLOSE:
-        raise ProtocolError(1002, "no mask, a reserved bit or opcode, or a wrong control frame")
-    if opcode < CLOSE and (opcode == CONTINUATION) is not goes_on:
-        raise ProtocolError(1002, "a fragment out of order")  # (5.4)
-    if length > 125:
-        place, shortest = (at + 8, 126) if length == 126 else (at + 14, 65_536)
-        length = int.from_bytes(data[at + 2 : place - 4], "big")
-        if len(data) >= place and not shortest <= length < 1 << 63:
+
+def read_frame_head(buffer: Buffer) -> tuple[int, bool, int]:
+    """Return opcode, FIN and length of the next frame. Raise ProtocolError 1002."""
+    first, second = buffer.read(2)
+    if first not in FIRST_BYTES:
+        raise ProtocolError(1002, "a reserved bit or opcode, or a control frame in fragments")
+    if second < MASK:
+        raise ProtocolError(1002, "a frame without a mask")  # (5.1)
+
+    opcode = first & 0x0F
+    length = second - MASK
+    if length > MAX_CONTROL:
+        if opcode >= CLOSE:
+            raise ProtocolError(1002, "a control frame that is too long")  # (5.5)
+        width, shortest = (2, 126) if length == 126 else (8, 65_536)
+        length = int.from_bytes(buffer.read(width), "big")
+        if not shortest <= length < 1 << 63:
             raise ProtocolError(1002, "a length in more bytes than it takes, or over 63 bits")
-    if len(data) < place + length * (opcode >= CLOSE):  # all of a control frame
-        return None
-    return opcode, data[at] >= FIN, length, data[place - 4 : place], place
+    return opcode, first >= FIN, length
 
-def unmask(payload: bytes, key: bytes) -> bytes:
-    """Return the payload without its masking-key (5.3), by integers, which are quickest."""
+
+def unmask(payload: bytes, key: bytes) -> bytes | bytearray:
+    """Return the payload without its mask (5.3)."""
     size = len(payload)
-    mask = int.from_bytes((key * (size // 4 + 1))[:size], "little")
-    return (int.from_bytes(payload, "little") ^ mask).to_bytes(size, "little")
+    if size <= SHORT:
+        mask = (key * (size // 4 + 1))[:size]
+        unmasked = int.from_bytes(payload, "little") ^ int.from_bytes(mask, "little")
+        return unmasked.to_bytes(size, "little")
 
-def decode(payload: bytes, final: bool = True) -> tuple[str, bytes]:
-    """Return the text, and the bytes of a letter that goes on. Raise ProtocolError 1007 (8.1)."""
+    # A long one in four parts: the bytes that are masked with the same byte of the key.
+    result = bytearray(payload)
+    for i in range(4):
+        table = unmask(ALL_BYTES, key[i : i + 1] * 4)
+        result[i::4] = result[i::4].translate(table)
+    return result
+
+
+def check_text(text: bytearray, checked: int) -> int:
+    """Return up to where a text has whole letters, of which so many bytes are known to be some.
+
+    The last letter may go on in the next part. Raise ProtocolError 1007 at the first byte that
+    cannot be right (8.1). The incremental decoder of codecs would not do: after ED it takes A0 for
+    the middle of a letter.
+    """
     try:
-        return str(payload, "utf-8"), b""
+        text[checked:].decode()
     except UnicodeDecodeError as error:
-        if final or error.reason != "unexpected end of data":
+        if error.reason != "unexpected end of data":
             raise ProtocolError(1007, "text that is not UTF-8") from None
-        return str(payload[: error.start], "utf-8"), payload[error.start :]
+        return checked + error.start
+    return len(text)
+
+
+def decode(text: bytes | bytearray) -> str:
+    """Return a text that is at its end. Raise ProtocolError 1007 (8.1)."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        raise ProtocolError(1007, "text that is not UTF-8") from None
+
 
 def frame(opcode: int, payload: bytes) -> bytes:
     """Return a whole frame as a server sends it: final, and without a mask (5.1)."""
     size = len(payload)
-    if size < 126:
+    if size <= MAX_CONTROL:
         return bytes((FIN | opcode, size)) + payload
     code, width = (126, 2) if size < 65_536 else (127, 8)
     return bytes((FIN | opcode, code)) + size.to_bytes(width, "big") + payload
 
-# ---- Messages and close (5.4, 5.5, 7) -----------------------------------------------------------
+
+def close_payload(code: int, reason: str) -> bytes:
+    """Return the payload of a Close (5.5.1). Raise ValueError for what it cannot have."""
+    if code == NO_CODE:
+        return b""
+    if code not in CLOSE_CODES or len(reason.encode()) > MAX_REASON:
+        raise ValueError(f"no Close can have this code and reason: {code} {reason}")
+    return code.to_bytes(2, "big") + reason.encode()
+
+
+def close_code(payload: bytes) -> int:
+    """Return the code of a peer's Close, or NO_CODE. Raise ProtocolError 1002 or 1007."""
+    if not payload:
+        return NO_CODE
+    code = int.from_bytes(payload[:2], "big")
+    if code not in CLOSE_CODES:
+        raise ProtocolError(1002, "a Close with a code that is not allowed")
+    decode(payload[2:])
+    return code
+
+
+# ---- Connections (5.4, 5.5, 7) ------------------------------------------------------------------
+
+# The states of a connection. Nothing is sent to one that is CLOSING: it has our Close, or refusal.
+CONNECTING, OPEN, CLOSING, CLOSED = "connecting", "open", "closing", "closed"
+
 
 class WebSocketHandler(socketserver.BaseRequestHandler):
-    """One connection, in a thread of its own. A subclass says what a message does."""
+    """One connection, in a thread of its own. A subclass says what is done with a message.
 
-    max_message_size = 1 << 20  # bytes; a longer one is closed with 1009
-    # Seconds and microseconds for the kernel: Python's own timeouts would slow down each call.
-    send_timeout = struct.pack("ll", 7, 0)  # what got half way may wait as long again
-    required = REQUIRED
+    `number` tells it from others in a log. `target` and `headers` are those of the opening
+    handshake. `state` is CONNECTING, OPEN, CLOSING or CLOSED.
+    """
+
+    max_message_size = 1 << 20  # bytes; a longer message is closed with 1009
+    send_timeout = 7.0  # seconds; a peer that reads nothing for so long is dropped
+    refusal = "This is a WebSocket server, not a web page."
+
+    server: WebSocketServer
+
+    # -- for subclasses
 
     def message_received(self, message: str | bytes) -> None:
-        """Do something with a message, a str or bytes; in a thread if it takes long, as the answers
-        to messages that came together leave together. A ConnectionError ends this connection."""
+        """Do something with a message. Nothing else is received meanwhile.
+
+        A ProtocolError, or a ConnectionError as send raises it, ends the connection.
+        """
         raise NotImplementedError
 
-    def log(self, direction: str, text: str) -> None:
-        """Note what happened: "=" for the connection's life, "!" for what was refused."""
+    def check_handshake(self) -> None:
+        """Raise ProtocolError unless the request is for a WebSocket of version 13 (4.2.1)."""
+        upgrade = self.headers.get("upgrade", MISSING)
+        connection = self.headers.get("connection", MISSING)
+        version = self.headers.get("sec-websocket-version", MISSING)
+        key = self.headers.get("sec-websocket-key", MISSING)
+        if "websocket" not in listed(upgrade):
+            raise ProtocolError(426, f"Upgrade {upgrade}")
+        if "upgrade" not in listed(connection):
+            raise ProtocolError(426, f"Connection {connection}")
+        if version != "13":
+            raise ProtocolError(426, f"Sec-WebSocket-Version {version}")
+        if not re.fullmatch("[A-Za-z0-9+/]{22}==", key):
+            raise ProtocolError(400, f"Sec-WebSocket-Key {key}")
+
+    def log(self, sign: str, text: str) -> None:
+        """Note what happened: "=" to the connection as a whole, "!" what was refused."""
+
+    # -- for everybody, from any thread
 
     def send(self, message: str | bytes) -> None:
-        """Send a text or a binary message, from any thread. Raise ConnectionError if it cannot."""
-        is_text = isinstance(message, str)
-        self._write(frame(TEXT, message.encode()) if is_text else frame(BINARY, message))
+        """Send a text or a binary message. Raise ConnectionError unless the state is OPEN."""
+        if isinstance(message, str):
+            self._send(frame(TEXT, message.encode()))
+        else:
+            self._send(frame(BINARY, message))
 
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Start the closing handshake (7.1.2), from any thread. Raise as send, or ValueError."""
-        if code != 1005 and code not in CLOSE_CODES or len(reason.encode()) > 123:
-            raise ValueError(f"not to be sent in a Close: {code} {reason}")
-        payload = b"" if code == 1005 else code.to_bytes(2, "big") + reason.encode()  # (7.1.5)
-        self._write(frame(CLOSE, payload) if self.is_open else b"", closing=code)
+        """Start the closing handshake (7.1.2); drop a connection that is not open yet.
+
+        Raise ConnectionError if it is closing already, ValueError for what no Close can have.
+        """
+        data = frame(CLOSE, close_payload(code, reason))
+        with self._lock:
+            if self.state == CONNECTING:
+                self._end_code = code
+                self.drop("it was never open")
+            else:
+                self._send_last(code, data)
+
+    def drop(self, reason: str) -> None:
+        """End it at once, without a word: the thread that receives wakes up and logs the reason.
+
+        This takes no lock: whoever holds it may be waiting for the peer.
+        """
+        self.state = CLOSED
+        self._end_reason = reason
+        with suppress(OSError):  # it has ended already
+            self.request.shutdown(socket.SHUT_RDWR)
+
+    # -- the life of the connection: socketserver calls setup, handle, finish
 
     def setup(self) -> None:
-        self.number, self.is_open = next(self.server.numbers), False
-        self._writing, self._closing = threading.Lock(), None  # the status or code that was sent
-        self._gathering, self._unsent = False, []  # frames that leave together, while more come
-        self._deadline = time.monotonic() + HEAD_TIMEOUT
-        with suppress(OSError):  # macOS: the peer has gone, as will be seen
+        self.state = CONNECTING
+        self.is_silent = True  # the peer has not said anything
+        self._thread = threading.get_ident()
+        self._timer: threading.Timer | None = None  # when another thread has closed it
+        self._deadline: float | None = time.monotonic() + HEAD_TIMEOUT  # for what must come
+        self._lock = threading.Lock()  # held while the state changes and while bytes are sent
+        self._end_code = 0  # the status or close code that we ended it with
+        self._end_reason = "ended without a Close"
+        with suppress(OSError):  # on macOS, if the peer has gone; recv will find that out
             self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, self.send_timeout)
-            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 1, 0))
-        self.server.connections.add(self)
+            # The kernel keeps this time: with settimeout, each recv and send would take longer.
+            timeval = struct.pack("ll", *divmod(round(self.send_timeout * 1_000_000), 1_000_000))
+            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+        self._has_place = self.server.add(self)
 
     def handle(self) -> None:
-        """Live the life of the connection; what ends it is decided here."""
-        from hashlib import sha1  # this late, because it takes milliseconds
+        """Open the connection and exchange messages. All that can end it ends here."""
         try:
-            if len(self.server.connections) > MAX_CONNECTIONS:
-                raise ProtocolError(503, f"{MAX_CONNECTIONS} connections are open already")
-            self.target, self.headers, received = read_head(self._receive)
-            self._deadline = float("inf")
-            self.check_handshake()
-            accept = sha1(self.headers["sec-websocket-key"].encode() + GUID).digest()
-            upgrade = UPGRADE.format(b2a_base64(accept, newline=False).decode())
-            self._write(RESPONSE.format("101 Switching Protocols", "Upgrade", upgrade, "").encode())
-            self.is_open = True
+            received = self._open()
             self.log("=", f"open from {self.headers.get('origin', 'a program without Origin')}")
-            self.log("=", f"closed {self._exchange_messages(received)}")
+            self._exchange_messages(received)
+            self.log("=", f"closed {self._end_code}")
         except ProtocolError as error:
-            self._end(*error.args)
+            self._fail(error.code, error.reason)
         except ConnectionError as error:
-            self.log("=", f"closed {self._closing or 1006}: {error}")
+            if self.state == OPEN:  # message_received raised it
+                self._fail(1011, str(error))
+            else:
+                self.log("=", f"closed {self._end_code or ABNORMAL}: {error}")
         except Exception:
-            self._end(1011 if self.is_open else 500, "an error in the server")
+            self._fail(500 if self.state == CONNECTING else 1011, "an error in the server")
             raise
 
-    def _end(self, code: int, reason: str) -> None:
-        """Refuse the opening handshake with an HTTP status, or fail the connection (7.1.7)."""
-        self.log("!", f"{'refused' if code < 1000 else 'closed'} {self._closing or code}: {reason}")
-        response = RESPONSE.format(f"{code} Refused", "close", HINTS.get(code, ""), REFUSAL)
-        with suppress(ConnectionError):  # it has gone, or has a Close already
-            self._write(response.encode(), code) if code < 1000 else self.close(code, reason)
+    def _open(self) -> bytes:
+        """Make the opening handshake (4.2.2); return what came after it."""
+        if not self._has_place:
+            raise ProtocolError(503, "no room for another connection")
+        self.target, self.headers, received = read_head(self._receive)
+        self.check_handshake()
+        digest = hashlib.sha1(self.headers["sec-websocket-key"].encode() + GUID).digest()
+        accept = b2a_base64(digest, newline=False).decode()
+        headers = ["Upgrade: websocket", "Connection: Upgrade", f"Sec-WebSocket-Accept: {accept}"]
+        with self._lock:
+            if self.state != CONNECTING:
+                raise ConnectionError(self._end_reason)
+            self._send_now(response("101 Switching Protocols", headers))
+            self.state = OPEN
+            self._deadline = None
+        self.request.settimeout(None)
+        return received
 
-    def check_handshake(self) -> None:
-        """Raise ProtocolError if the headers are not as required."""
-        for name, (pattern, status) in self.required.items():
-            if not re.fullmatch(pattern, value := self.headers.get(name.lower(), ABSENT)):
-                raise ProtocolError(status, f"{name} {value}")
-
-    def _exchange_messages(self, received: bytes) -> int:
-        """Receive messages until the closing handshake is complete; return its code."""
-        for opcode, payload, more in read_messages(self._receive, self.max_message_size, received):
-            self._gathering |= more
+    def _exchange_messages(self, received: bytes) -> None:
+        """Receive messages until the closing handshake is complete."""
+        for opcode, payload in read_messages(self._receive, self.max_message_size, received):
             if opcode == CLOSE:
+                code = close_code(payload)
+                with suppress(ConnectionError):  # it answers ours
+                    self.close(code)  # (5.5.1)
                 break  # what follows it is discarded (1.4)
-            if opcode == PING and not self._closing:
-                self._write(frame(PONG, payload))  # (5.5.2)
-            elif opcode != PONG and not self._closing:  # then only the peer's Close counts
+            if self.state != OPEN:
+                continue  # we have sent a Close: only the peer's counts now
+            if opcode == PING:
+                self._send(frame(PONG, payload))  # (5.5.2)
+            elif opcode != PONG:
                 self.message_received(payload)
-        code = int.from_bytes(payload[:2], "big") if payload else 1005
-        decode(payload[2:])
-        if payload and code not in CLOSE_CODES:
-            raise ProtocolError(1002, "a Close with a code that is not allowed")
-        self._closing or self.close(code)
-        return self._closing
 
-    def _receive(self) -> bytes:
-        """Return what comes. Raise ConnectionError when nothing will, ProtocolError 408."""
-        if self._gathering:
-            self._gathering = False
-            self._write(b"")  # nothing stays unsent while the peer is waited for
-        while time.monotonic() < self._deadline:
-            try:
-                if received := self.request.recv(RECEIVE_SIZE):
-                    return received
-            except BlockingIOError:
-                continue  # for a second there was nothing: the deadline can have changed
-            raise ConnectionError("ended without a Close")
-        if self._closing:
-            raise ConnectionError("no answer to our Close" if self.is_open else "it was never open")
-        raise ProtocolError(408, f"no complete head within {HEAD_TIMEOUT} s")
-
-    def _write(self, data: bytes, closing: int | None = None) -> None:
-        """Send; or keep a short frame while others may join it, until a Close or nothing comes."""
-        with self._writing:
-            if self._closing and data:
-                raise ConnectionError("nothing follows a Close")  # (5.5.1)
-            if closing:
-                self._closing, self._deadline = closing, time.monotonic() + CLOSE_TIMEOUT
-            elif self._gathering and len(data) < MAX_GATHERED > len(self._unsent):
-                return self._unsent.append(data)
-            if self._unsent:
-                data, self._unsent = b"".join(self._unsent) + data, []
-            try:
-                self.request.sendall(data)
-            except OSError as error:
-                with suppress(OSError):  # it has ended already
-                    self.request.shutdown(socket.SHUT_RDWR)  # wakes whoever reads
-                raise ConnectionError(f"it takes no more: {error.strerror}") from None
+    def _fail(self, code: int, reason: str) -> None:
+        """Refuse the handshake with an HTTP status, or fail the open connection (7.1.7)."""
+        if self.state == CONNECTING:
+            code = code if 400 <= code < 600 else 400
+            self.log("!", f"refused {code}: {reason}")
+            data = response(f"{code} Refused", HINTS.get(code, []), f"{self.refusal}\n")
+        else:
+            code = code if code in CLOSE_CODES else 1008
+            self.log("!", f"closed {self._end_code or code}: {reason}")
+            reason = reason.encode()[:MAX_REASON].decode(errors="ignore")
+            data = frame(CLOSE, close_payload(code, reason))
+        with suppress(ConnectionError), self._lock:  # it has gone, or was sent a Close before
+            self._send_last(code, data)
 
     def finish(self) -> None:
-        """Drop TCP (7.1.1). Unread bytes would send a reset, which can overtake our Close."""
-        self._deadline = min(self._deadline, time.monotonic() + CLOSE_TIMEOUT)
-        self._gathering = False  # there is nobody to send to any more
-        with suppress(OSError, ProtocolError):  # it has gone, or sends on when the time is over
+        """Drop TCP (7.1.1), but read first: unread bytes reset it, and our Close may be lost."""
+        deadline = time.monotonic() + CLOSE_TIMEOUT
+        self._deadline = min(self._deadline or deadline, deadline)
+        with suppress(OSError, ProtocolError):  # raised when the peer has gone, or at the deadline
             self.request.shutdown(socket.SHUT_WR)
-            while self._closing != 503:  # one connection too many does not stay
+            while self._has_place:  # without one it must not stay
                 self._receive()
-        self.server.connections.discard(self)
+        self.state = CLOSED
+        if self._timer:
+            self._timer.cancel()
+        self.server.remove(self)
+
+    # -- bytes from and to the peer
+
+    def _receive(self) -> bytes:
+        """Wait for bytes. Raise ConnectionError if none will come, ProtocolError 408."""
+        try:
+            if self._deadline is not None:
+                seconds = self._deadline - time.monotonic()
+                if seconds <= 0:
+                    raise socket.timeout
+                self.request.settimeout(seconds)
+            received = self.request.recv(RECEIVE_SIZE)
+        except socket.timeout:
+            if self.state == CONNECTING:
+                raise ProtocolError(408, f"no complete head within {HEAD_TIMEOUT} s") from None
+            raise ConnectionError("no answer to our Close") from None
+        except OSError as error:
+            self.state = CLOSED
+            raise ConnectionError(error.strerror) from None
+        if not received:
+            self.state = CLOSED
+            raise ConnectionError(self._end_reason)
+        self.is_silent = False
+        return received
+
+    def _send(self, data: bytes) -> None:
+        """Send a frame. Raise ConnectionError."""
+        with self._lock:
+            if self.state != OPEN:
+                raise ConnectionError(f"the connection is {self.state}")
+            self._send_now(data)
+
+    def _send_last(self, code: int, data: bytes) -> None:
+        """Send the bytes after which there are no more, and give the peer a time to answer.
+
+        The caller holds the lock. Raise ConnectionError.
+        """
+        if self.state not in (CONNECTING, OPEN):
+            raise ConnectionError(f"the connection is {self.state}")  # (5.5.1)
+        self.state = CLOSING
+        self._end_code = code
+        self._deadline = time.monotonic() + CLOSE_TIMEOUT
+        if threading.get_ident() != self._thread:  # that may wait in recv, without a deadline
+            self._timer = threading.Timer(CLOSE_TIMEOUT, self.drop, ["no answer to our Close"])
+            self._timer.daemon = True
+            self._timer.start()
+        self._send_now(data)
+
+    def _send_now(self, data: bytes) -> None:
+        """Send bytes. The caller holds the lock. Raise ConnectionError."""
+        try:
+            self.request.sendall(data)
+        except OSError as error:
+            self.drop(f"it takes no more: {error.strerror or error}")
+            raise ConnectionError(self._end_reason) from None
+
 
 class WebSocketServer(socketserver.ThreadingTCPServer):
-    """A server whose connections are handled by a WebSocketHandler each."""
+    """A server that gives each connection a WebSocketHandler.
 
-    allow_reuse_address = daemon_threads = True
+    It serves once: from serve_forever to shutdown, which another thread calls.
+    """
+
+    allow_reuse_address = True
+    daemon_threads = True
     request_queue_size = 128
-    connections, numbers = set(), itertools.count(1)  # of all servers in this process
 
-class WebSocketServerIPv6(WebSocketServer):
-    address_family = socket.AF_INET6
+    def __init__(self, address: tuple[str, int], handler: type[WebSocketHandler]) -> None:
+        """Listen at an address; other sockets may be added to `listeners`. Raise OSError."""
+        self._count = 0  # of the connections until now
+        self._connections: list[WebSocketHandler] = []  # the oldest first
+        self._is_closed = False
+        self._changed = threading.Condition()  # held while these three are read or changed
+        self._alarm, self._bell = socket.socketpair()  # when one is closed, the other wakes up
+        self._has_stopped = threading.Event()
+        self.listeners: list[socket.socket] = []
+        super().__init__(address, handler)
+        self.listeners.append(self.socket)
+
+    @property
+    def connections(self) -> list[WebSocketHandler]:
+        """A snapshot of the connections, which come and go meanwhile."""
+        with self._changed:
+            return list(self._connections)
+
+    def serve_forever(self, poll_interval: float = 0) -> None:
+        """Accept connections until shutdown. Nothing is polled: the interval does not matter."""
+        ready: list[socket.socket] = []
+        while self._alarm not in ready:
+            for listener in ready:
+                self._accept(listener)
+            ready = select.select([self._alarm, *self.listeners], [], [])[0]
+        self._has_stopped.set()
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Start the thread of a connection."""
+        try:
+            listener.setblocking(False)  # it may have gone again
+            request, address = listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE) and not self.make_room():
+                time.sleep(0.1)  # else this would be tried again and again
+            return
+        try:
+            self.process_request(request, address)
+        except RuntimeError:  # no thread can be started
+            self.shutdown_request(request)
+
+    def add(self, connection: WebSocketHandler) -> bool:
+        """Give a connection its number, and a place if there is one; return whether there is."""
+        with self._changed:
+            self._count += 1
+            connection.number = self._count
+            is_full = len(self._connections) >= MAX_CONNECTIONS
+            if self._is_closed or (is_full and not self.make_room()):
+                return False
+            self._connections.append(connection)
+            return True
+
+    def make_room(self) -> bool:
+        """Drop the oldest connection that has not said anything; return whether there was one."""
+        with self._changed:
+            for connection in self._connections:
+                if connection.is_silent:
+                    connection.drop("it said nothing, and another needs its place")
+                    self._connections.remove(connection)
+                    return True
+        return False
+
+    def remove(self, connection: WebSocketHandler) -> None:
+        """Give its place to others."""
+        with self._changed:
+            if connection in self._connections:
+                self._connections.remove(connection)
+            self._changed.notify_all()
+
+    def close_connections(self) -> None:
+        """Take no more, and close all with 1001: the server goes away (7.4.1)."""
+        with self._changed:
+            self._is_closed = True
+        for connection in self.connections:
+            with suppress(ConnectionError):  # it has gone, or is closing
+                connection.close(1001)
+
+    def shutdown(self) -> None:
+        """Stop serve_forever, and wait until it has stopped."""
+        self._bell.close()
+        self._has_stopped.wait()
+
+    def server_close(self) -> None:
+        """Stop listening, close all connections, and wait until they have gone."""
+        super().server_close()
+        for each in (*self.listeners, self._bell, self._alarm):
+            each.close()
+        self.close_connections()
+        with self._changed:  # they have gone after CLOSE_TIMEOUT at the latest
+            self._changed.wait_for(lambda: not self._connections, CLOSE_TIMEOUT + 1)
+
 
 # ---- Scripts ------------------------------------------------------------------------------------
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-IS_INSTALLED = os.path.isfile(f"{HERE}/manifest.json")
+IS_INSTALLED = HERE.endswith(".sketchplugin/Contents/Sketch")  # in the bundle, beside the scripts
 BUNDLE = os.path.abspath(f"{HERE}/../.." if IS_INSTALLED else f"{HERE}/plugin/pebble.sketchplugin")
-SESSION = f"{BUNDLE}/Contents/Resources/session.js"
-ENVIRONMENT = dict(os.environb)  # encoded once: os.environ is encoded at each use
-PLUGINS = "~/Library/Application Support/com.bohemiancoding.sketch3/Plugins"
-NO_SKETCH = "There is no Sketch. Install it, or name it with --sketch APP, and start again."
+
+NO_SKETCH = "macOS found no Sketch. Install it, or name it with --sketch APP, and start again."
+TOO_LATE = "Sketch did not answer in time. The script may still be running in it, or show an alert."
+SILENT = "The script has run. It did not say what it did."
+STATUSES = {"OK": "done", "ERROR": "failed"}  # by the word with which a script tells how it went
+
+# A comma that Sketch ignores, outside of a string, which is kept.
+TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])')
+
+# The line that tells how a script went, and one in which Sketch reports an error.
+OUTCOME = re.compile(r"(OK|ERROR)(?:[\s:]\s*(.*))?")
+SKETCH_ERROR = re.compile(r"\W*(Error in command |(Uncaught )?([A-Z]\w*)?Error:)")
+
+# A line that is a JavaScript string, as Sketch's console.log prints it; of a cut one without its end.
+QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)('?)\\?")
+ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)")
+ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
+LINE_SIZE = 4 * MAX_OUTPUT  # bytes of a line that are read: a letter has four at most
+
 
 class UserError(Exception):
-    """Something that a person can mend: the text says what happened, and what to do."""
+    """Something that a person can fix: the text says what happened, and what to do."""
+
 
 def find_command(message: str) -> tuple[str, str]:
-    """Return the bundle of a message's script, and the command's identifier. Raise UserError."""
+    """Return where the script of a message is: its bundle, and the command's identifier there.
+
+    The manifest is read each time, so that a change to it needs no restart. Raise UserError.
+    """
     script = os.path.normpath(os.path.join(BUNDLE, "Contents/Sketch", SCRIPTS[message]))
-    bundle = "".join(script.rpartition(".sketchplugin/")[:2])
-    manifest = f"{bundle}Contents/Sketch/manifest.json"
-    if not bundle or not os.path.isfile(script):
-        raise UserError(f"There is no {script} in a .sketchplugin. Put it there, or mend SCRIPTS.")
+    name = os.path.basename(script)
+    parent, extension, place = script.rpartition(".sketchplugin/")
+    if not extension:
+        raise UserError(f"{name} is in no .sketchplugin. Move it into one, or correct SCRIPTS.")
+    if not os.path.isfile(script):
+        folder = os.path.dirname(place)
+        raise UserError(f"{name} is missing from {folder}. Put it there, or correct SCRIPTS.")
+
+    bundle = f"{parent}.sketchplugin"
+    commands = read_commands(bundle)
+    identifiers = [command["identifier"] for command in commands if runs(command, bundle, script)]
+    if not identifiers:
+        needs = '"script", an "identifier" and a "handler"'
+        raise UserError(f"No command in manifest.json runs {name}: it needs this {needs}.")
+    identifier = message if message in identifiers else identifiers[0]
+    if [command.get("identifier") for command in commands].count(identifier) > 1:
+        doubled = f'Two commands in manifest.json are called "{identifier}"'
+        raise UserError(f"{doubled}, and Sketch would run the first. Give each its own identifier.")
+    return bundle, identifier
+
+
+def read_commands(bundle: str) -> list[dict]:
+    """Return the commands in a bundle's manifest. Raise UserError."""
     try:
-        with open(manifest, "rb") as file:
-            for command in json.load(file)["commands"]:
-                if os.path.normpath(f"{manifest}/../{command['script']}") == script:
-                    return bundle[:-1], str(command["identifier"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise UserError(f"{manifest} cannot be read: {error!r}. Mend it.") from None
-    raise UserError(f"{manifest} has no command with the script {script}. Add one.")
+        with open(f"{bundle}/Contents/Sketch/manifest.json", encoding="utf-8-sig") as file:
+            text = TRAILING_COMMA.sub(r"\1", file.read())
+        return [dict(command) for command in json.loads(text)["commands"]]
+    except json.JSONDecodeError as error:
+        hint = "Look for a comma, a bracket or a straight quote that is missing."
+        raise UserError(f"manifest.json, line {error.lineno}: {error.msg}. {hint}") from None
+    except OSError as error:
+        raise UserError(f"manifest.json cannot be read: {error.strerror}.") from None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise UserError('manifest.json needs "commands": [{…}, …], a list of them.') from None
+
+
+def runs(command: dict, bundle: str, script: str) -> bool:
+    """Return whether Sketch can be told to run a command, and that is this script.
+
+    A file may have several names: macOS minds neither case nor the form of Unicode.
+    """
+    handlers = command.get("handlers")
+    has_handler = "handler" in command or not isinstance(handlers, dict) or "run" in handlers
+    if not has_handler or not isinstance(command.get("identifier"), str):
+        return False
+    with suppress(OSError, ValueError):  # there is no such file
+        return os.path.samefile(f"{bundle}/Contents/Sketch/{command.get('script')}", script)
+    return False
+
+
+def find_mistakes() -> list[str]:
+    """Return what is wrong with SCRIPTS or the manifest, a text each."""
+    mistakes = []
+    for message in SCRIPTS:
+        try:
+            find_command(message)
+        except UserError as error:
+            mistakes.append(str(error))
+    return list(dict.fromkeys(mistakes))  # the same one once
+
 
 def find_sketch() -> str | None:
     """Return the newest Sketch application that macOS knows, None if there is none."""
-    import plistlib
     import subprocess
-    found, versions = "", {}
+
     command = ["mdfind", "kMDItemCFBundleIdentifier == 'com.bohemiancoding.sketch3'"]
+    found = b""
     with suppress(OSError, subprocess.SubprocessError):
-        found = os.fsdecode(subprocess.run(command, capture_output=True, timeout=10).stdout)
-    for app in filter(sketchtool, [*found.splitlines(), "/Applications/Sketch.app"]):
-        versions[app] = []
-        with suppress(Exception), open(f"{app}/Contents/Info.plist", "rb") as file:
-            versions[app] = list(map(int, plistlib.load(file)["CFBundleVersion"].split(".")))
-    return max(versions, key=versions.get, default=None)
+        found = subprocess.run(command, stdout=subprocess.PIPE, timeout=10).stdout
+    apps = [*os.fsdecode(found).splitlines(), "/Applications/Sketch.app"]
+    return max(filter(sketchtool, apps), key=sketch_version, default=None)
+
+
+def sketch_version(app: str) -> list[int]:
+    """Return the version of a Sketch application, [] if it does not say."""
+    import plistlib
+
+    with suppress(Exception), open(f"{app}/Contents/Info.plist", "rb") as file:
+        return [int(part) for part in plistlib.load(file)["CFBundleVersion"].split(".")]
+    return []
+
 
 def sketchtool(app: str) -> str | None:
     """Return the path of a Sketch application's command line tool, None if it has none."""
-    tools = (f"{app}/Contents/{at}/sketchtool" for at in ("MacOS", "Resources/sketchtool/bin"))
-    return next((tool for tool in tools if os.access(tool, os.X_OK)), None)
+    for folder in ("MacOS", "Resources/sketchtool/bin"):
+        tool = f"{app}/Contents/{folder}/sketchtool"
+        if os.access(tool, os.X_OK):
+            return tool
+    return None
+
+
+def run_script(arguments: list[str], is_late: Callable[[], bool]) -> tuple[Output, int | None]:
+    """Run a program; return what it printed and its exit status, None if it was late and killed.
+
+    The end of the pipe tells that it is about to end. Not always: it may go on with its output
+    closed, or leave a child that holds the pipe open. So both are watched. Raise OSError.
+    """
+    output = Output()
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as pipe:
+        with open(writer, "wb"):  # and no longer: else the pipe would not end when the script does
+            process = spawn(arguments, output=writer)
+        pause = 0.00001  # seconds
+        while not is_late():
+            ended, wait_status = os.waitpid(process, os.WNOHANG)
+            if select.select([pipe], [], [], 0 if ended else 0.1)[0]:
+                received = pipe.read(PIPE_SIZE)  # all that is in it
+                output.add(received)
+                if not received and not ended:
+                    pause = min(2 * pause, 0.1)
+                    time.sleep(pause)
+            if ended:
+                output.add(b"\n")  # which the last line may not have
+                return output, os.waitstatus_to_exitcode(wait_status)
+    kill(process)
+    output.add(b"\n")
+    return output, None
+
+
+def spawn(arguments: list[str], output: int) -> int:
+    """Start a program that prints into a file descriptor; return its process id.
+
+    It leads a process group, so that it can be killed with all that it started, and it has the
+    signals that a shell would give it: this process blocks some, and Python ignores two.
+    """
+    actions = [(os.POSIX_SPAWN_DUP2, output, number) for number in (1, 2)]
+    actions.append((os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0))
+    signals = {"setsigmask": (), "setsigdef": (signal.SIGPIPE, signal.SIGXFSZ)}
+    options = {"file_actions": actions, "setpgroup": 0, **signals}
+    return os.posix_spawn(arguments[0], arguments, os.environb, **options)
+
+
+def kill(process: int) -> None:
+    """Kill a process that was spawned, and all in its process group."""
+    os.kill(process, signal.SIGKILL)
+    with suppress(OSError):  # it has left its process group, or ends at this moment
+        os.killpg(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
+class Output:
+    """What a script prints: of its lines the last are kept, of a line the beginning."""
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque(maxlen=MAX_OUTPUT // 2)
+        self.outcome: re.Match | None = None  # the last line that tells how it went
+        self.has_error = False  # Sketch has reported one
+        self._rest = b""  # a line that has not ended
+
+    def add(self, received: bytes) -> None:
+        """Take what comes next."""
+        *lines, rest = (self._rest + received).split(b"\n")
+        self._rest = rest[:LINE_SIZE]
+        for line in lines:
+            for part in unquoted(line[:LINE_SIZE]).split("\n"):
+                part = part[:MAX_OUTPUT]
+                self.lines.append(part)
+                self.outcome = OUTCOME.fullmatch(part) or self.outcome
+                self.has_error = self.has_error or SKETCH_ERROR.match(part) is not None
+
+    def text(self) -> str:
+        """Return the end of all that was printed."""
+        return "\n".join(self.lines).strip()[-MAX_OUTPUT:]
+
+    def besides(self) -> list[str]:
+        """Return the last lines, without the one that tells how it went."""
+        if not self.outcome:
+            return []
+        lines = [line for line in self.lines if line and line is not self.outcome.string]
+        return lines[-MAX_LOGGED_LINES:]
+
+    def answer(self, exit_status: int) -> tuple[str, str]:
+        """Return status and output of an answer, when it has ended.
+
+        A failure's exit status may well be 0, so that a line that tells how it went counts more.
+        """
+        if self.outcome:
+            return STATUSES[self.outcome[1]], self.outcome[2] or ""
+        if exit_status == 0 and not self.has_error:
+            return "done", self.text() or SILENT
+        silent = f"sketchtool ended with {exit_status} and printed nothing. Try the menu in Sketch."
+        return "failed", self.text() or silent
+
+
+def unquoted(line: bytes) -> str:
+    """Return a line as text, and of one that is a JavaScript string what is in its quotes."""
+    text = line.decode("utf-8", "replace").strip()
+    quoted = QUOTED.fullmatch(text)
+    if not quoted or not (quoted[2] or len(line) == LINE_SIZE):
+        return text
+    return ESCAPE.sub(unescaped, quoted[1])
+
+
+def unescaped(escape: re.Match) -> str:
+    """Return the letter that an escape in a JavaScript string stands for."""
+    code = escape[1]
+    return chr(int(code[1:], 16)) if len(code) > 1 else ESCAPED.get(code, code)
+
 
 # ---- The bridge ---------------------------------------------------------------------------------
 
+
 class DialogueHandler(WebSocketHandler):
-    """A dialogue's connection: each message is a click, and is answered. serve sets its bridge."""
+    """The connection of a dialogue: each message is a click, and each is answered."""
 
-    send_timeout = struct.pack("ll", 0, 1)  # nobody waits for a dialogue that does not read
-    # Web pages have another Origin (but sandboxed frames: null), or another Host (DNS rebinding):
-    local = r"(?i)(localhost|127\.0\.0\.1|\[::1\])(:[0-9]*)?"
-    required = {"Host": (local, 403), "Origin": (f"{ABSENT}|null|file://", 403), **REQUIRED}
+    send_timeout = 0.000001  # nobody waits for a dialogue that does not read
+    refusal = (
+        "This is the WebSocket server of a Sketch plugin, not a web page: open its panel in Sketch."
+    )
 
-    def log(self, direction: str, text: str, end: str = "") -> None:
-        self.bridge.log(f"#{self.number} {direction}", text, end)
+    server: Bridge
+
+    def log(self, sign: str, text: str, suffix: str = "") -> None:
+        self.server.log(f"#{self.number} {sign}", text, suffix)
 
     def check_handshake(self) -> None:
+        """Raise ProtocolError unless this can be our dialogue, and has the token.
+
+        A web page has another Origin, except in a sandboxed frame, which has null as a page from
+        disk has. One that was made to resolve to this computer (DNS rebinding) has another Host.
+        """
+        host = self.headers["host"]
+        origin = self.headers.get("origin")
+        if not re.fullmatch(r"(?i)(localhost|127\.0\.0\.1|\[::1\])(:[0-9]*)?", host):
+            raise ProtocolError(403, f"Host {host}")
+        if origin not in (None, "null", "file://"):
+            raise ProtocolError(403, f"Origin {origin}")
         super().check_handshake()
-        if not secrets.compare_digest(self.target, f"/?token={self.bridge.token}"):
+        if not secrets.compare_digest(self.target, f"/?token={self.server.token}"):
             raise ProtocolError(403, "a wrong token, or none")
 
     def message_received(self, message: str | bytes) -> None:
@@ -391,211 +958,418 @@ class DialogueHandler(WebSocketHandler):
             raise ProtocolError(1003, "a binary message")
         self.log("<", message)
         if message not in SCRIPTS:
-            self.answer(message, "unknown", "SCRIPTS has no such message. Add it, and start again.")
-        elif self.bridge.room.acquire(blocking=False):
-            self.bridge.clicks.put((self, message))
-        else:
+            sends = f'This button sends "{message[:MAX_LOGGED]}"; SCRIPTS in pebble_ws.py lists no'
+            self.answer(message, "unknown", f"{sends} such message. Add it, and start again.")
+        elif not self.server.take(self, message):
             self.answer(message, "busy", f"{MAX_WAITING} clicks are waiting. Try again after them.")
 
-    def answer(self, message: str, status: str, output: str, end: str = "") -> None:
-        self.log(">", f"{status}: {output}", end)
-        message, output = (text.replace(self.bridge.token, "[token]") for text in (message, output))
-        answer = {"message": message[:200], "status": status, "output": output[-MAX_OUTPUT:]}
+    def answer(self, message: str, status: str, output: str, suffix: str = "") -> None:
+        """Tell the log and the dialogue, if it is still there, how a click went."""
+        self.log(">", f"{status}: {output}", suffix)
+        public = self.server.public
+        message = public(message)[:MAX_LOGGED]
+        output = public(output)[-MAX_OUTPUT:]
         with suppress(ConnectionError):  # it has gone
-            self.send(json.dumps(answer))
+            self.send(json.dumps({"message": message, "status": status, "output": output}))
 
-class Bridge:
+
+class Bridge(WebSocketServer):
     """What all dialogues share: the token, the log, and Sketch, which runs one script at a time."""
 
     def __init__(self, port: int, app: str | None, dry_run: bool) -> None:
-        """Let dialogues find us, and say what clicks will do. Raise UserError if they cannot."""
-        self.app, self.dry_run, self.token = app, dry_run, secrets.token_urlsafe(32)
-        self.clicks = queue.SimpleQueue()  # (dialogue, message), None at the end
-        self.room = threading.Semaphore(1 + MAX_WAITING)
-        self.stop_time = float("inf")  # when whatever runs is killed
-        session = json.dumps({"port": port, "token": self.token, "dryRun": dry_run})
-        new = f"{SESSION}.{os.getpid()}"
-        self.session = f"window.pebbleSession = {session};\n"
-        try:
-            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                file.write(self.session)
-            os.replace(new, SESSION)
-        except OSError as error:
-            remedy = "Make its folder writable, or install the plugin with --install."
-            raise UserError(f"{SESSION} cannot be written: {error.strerror}. {remedy}") from None
-        if dry_run:
-            self.log("=", "dry run: no script runs; a click is answered with what Sketch would run")
-            self.log("=", "to try it, open", f" {BUNDLE}/Contents/Resources/pebble-dialogue.html")
-        elif not app:
-            self.log("!", NO_SKETCH)
-        for message in SCRIPTS:
-            try:
-                find_command(message)
-            except UserError as error:
-                self.log("!", message, f": {error}")
+        """Listen, and run clicks in the Sketch application `app`, if there is one. Raise OSError."""
+        super().__init__(("127.0.0.1", port), DialogueHandler)
+        self.listen_at_ipv6(self.server_address[1])
+        self.app = app
+        self.dry_run = dry_run
+        self.token = secrets.token_urlsafe(32)
+        self.clicks: deque[tuple[DialogueHandler, str]] = deque()  # the first of them is running
+        self.stop_time = float("inf")  # by time.monotonic(); then whatever runs is killed
+        self.clicked = threading.Condition()  # held while these two are read or changed
+        self.log_file = LogFile()
         self.runner = threading.Thread(target=self.run_clicks, daemon=True)
         self.runner.start()
 
-    def log(self, direction: str, text: str, end: str = "") -> None:
-        """Print one line, whatever text is: escaped, shortened to 200 characters; end as it is."""
-        text = text.replace(self.token, "[token]")
-        text = text if len(text) <= 200 else f"{text[:199]}…"
-        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-        try:  # in one piece, whatever other threads print
-            print(f"{time.strftime('%H:%M:%S')} {direction} {text}{end}\n", end="", flush=True)
-        except OSError:  # nobody reads it any more
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    def listen_at_ipv6(self, port: int) -> None:
+        """Listen at ::1 too, if this machine has it: a browser may try either for localhost."""
+        try:
+            listener = socket.create_server(("::1", port), family=socket.AF_INET6, backlog=128)
+            self.listeners.append(listener)
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                self.server_close()
+                raise
+
+    def public(self, text: str) -> str:
+        """Return the text without the token."""
+        return text.replace(self.token, "[token]")
+
+    def log(self, sign: str, text: str, suffix: str = "") -> None:
+        """Write a line to the log, the text shortened: it may come from anywhere."""
+        text = self.public(text)
+        if len(text) > MAX_LOGGED:
+            text = f"{text[: MAX_LOGGED - 1]}…"
+        self.log_file.write(sign, f"{text}{suffix}")
+
+    def take(self, dialogue: DialogueHandler, message: str) -> bool:
+        """Let a click wait for its turn; return False if too many do."""
+        with self.clicked:
+            if len(self.clicks) > MAX_WAITING:
+                return False
+            self.clicks.append((dialogue, message))
+            self.clicked.notify()
+            return True
 
     def run_clicks(self) -> None:
         """Run scripts in the order of the clicks: Sketch edits one document on one thread."""
-        while (click := self.clicks.get()) and self.stop_time == float("inf"):
-            (dialogue, message), start = click, time.monotonic()
-            try:
-                status, output = self.run(message, start + SCRIPT_TIMEOUT)
-            except (UserError, OSError, ValueError) as error:  # the last two: it did not start
-                status, output = "failed", str(error)
-            self.room.release()
-            took = (time.monotonic() - start) * 1000
-            dialogue.answer(message, status, output, f" ({took:.0f} ms)")
+        while True:
+            with self.clicked:
+                self.clicked.wait_for(lambda: self.clicks or self.is_stopping())
+                if not self.clicks:
+                    return
+                dialogue, message = self.clicks[0]
+            if self.is_stopping() or dialogue.state != OPEN:
+                dialogue.log("=", f"dropped {message}: nobody waits for it any more")
+            else:
+                self.run_click(dialogue, message)
+            with self.clicked:
+                self.clicks.popleft()
 
-    def run(self, message: str, end: float) -> tuple[str, str]:
-        """Run the script of a message; return status and output. Raise what run_clicks catches."""
+    def run_click(self, dialogue: DialogueHandler, message: str) -> None:
+        """Run the script of a click, and answer it, whatever happens."""
+        start = time.monotonic()
+        try:
+            status, output = self.run(dialogue, message)
+        except UserError as error:
+            status, output = "failed", str(error)
+        except Exception:
+            status, output = "failed", "An error in pebble_ws.py; the server's window shows it."
+            sys.excepthook(*sys.exc_info())
+        milliseconds = (time.monotonic() - start) * 1000
+        dialogue.answer(message, status, output, f" ({milliseconds:.0f} ms)")
+
+    def run(self, dialogue: DialogueHandler, message: str) -> tuple[str, str]:
+        """Run the script of a click; return status and output. Raise UserError."""
         bundle, identifier = find_command(message)
         if self.dry_run:
-            return "dry run", f"Sketch would run {identifier} of {bundle}."
-        if not (tool := self.app and sketchtool(self.app)):
+            return "dry run", f"Sketch would run {identifier} of {os.path.basename(bundle)}."
+        tool = sketchtool(self.app) if self.app else None
+        if not tool:
             raise UserError(NO_SKETCH)
-        reader, writer = os.pipe()
-        files = [(os.POSIX_SPAWN_DUP2, writer, output) for output in (1, 2)]
-        files.append((os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0))
-        reset = {"setpgroup": 0, "setsigmask": (), "setsigdef": (signal.SIGPIPE, signal.SIGXFSZ)}
-        arguments = [tool, "run", bundle, identifier, "--without-activating"]
-        output, ended, pause = b"", 0, 0.00001
-        with open(reader, "rb", 0) as pipe:
-            with open(writer, "wb", 0):
-                process = os.posix_spawn(tool, arguments, ENVIRONMENT, file_actions=files, **reset)
-            while not ended and time.monotonic() < min(end, self.stop_time):
-                ended, status = os.waitpid(process, os.WNOHANG)  # all that it printed is here now
-                # Its output ends when it does, unless a child of it goes on: look now and then.
-                if select.select([pipe], [], [], 0 if ended else 0.1)[0]:
-                    received = pipe.read(RECEIVE_SIZE)
-                    output = (output + received)[-RECEIVE_SIZE:]
-                    if not received and not ended:  # it ends any moment, or closed its output
-                        time.sleep(pause := min(2 * pause, 0.1))
-        if not ended:
-            os.kill(process, signal.SIGKILL)
-            with suppress(OSError):  # it has left its process group, or ends at this moment
-                os.killpg(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-            raise UserError("The script did not end in time and was killed. Does it show an alert?")
-        text, status = output.decode("utf-8", "replace").strip(), os.waitstatus_to_exitcode(status)
-        word, _, rest = text.rpartition("\n")[2].strip().partition(" ")
-        if word in ("OK", "ERROR"):
-            return "done" if word == "OK" else "failed", rest.strip()
-        if status:
-            return "failed", text or f"sketchtool ended with {status} and printed nothing."
-        return "done", text
 
-    def stop(self) -> None:
-        """Close all connections; let the script that is running end, see STOP_TIMEOUT."""
-        with suppress(OSError, ValueError), open(SESSION) as file:
-            if file.read() == self.session:  # not another server's
-                os.remove(SESSION)
-        self.stop_time = time.monotonic() + STOP_TIMEOUT
-        self.clicks.put(None)
-        for dialogue in list(WebSocketServer.connections):
-            with suppress(ConnectionError):  # it has gone
-                dialogue.close(1001)
-        while WebSocketServer.connections and time.monotonic() < self.stop_time:
-            time.sleep(0.01)
-        self.runner.join(STOP_TIMEOUT + 1)
+        deadline = time.monotonic() + SCRIPT_TIMEOUT
+        arguments = [tool, "run", bundle, identifier, "--without-activating"]
+        try:
+            output, exit_status = run_script(
+                arguments, lambda: time.monotonic() > min(deadline, self.stop_time)
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(f"sketchtool cannot be started: {error}.") from None
+        if exit_status is None:
+            return "failed", f"{output.text()}\n{TOO_LATE}".strip()
+        for line in output.besides():
+            dialogue.log("|", line)
+        return output.answer(exit_status)
+
+    def is_stopping(self) -> bool:
+        return self.stop_time < float("inf")
+
+    def stop(self) -> str:
+        """Run no more clicks; return a text that tells what is running, if something is."""
+        with self.clicked:
+            self.stop_time = time.monotonic() + STOP_TIMEOUT
+            self.clicked.notify()
+            if not self.clicks:
+                return ""
+            message = self.clicks[0][1]
+            return f": {message} may run for {STOP_TIMEOUT} s more; Ctrl-C again ends at once"
+
+
+class LogFile:
+    """The log on standard output. Nobody waits for whoever reads it.
+
+    A thread of its own writes it, the only one that a terminal (Ctrl-S) or a full pipe can hold up.
+    Meanwhile the lines wait; those for which there is no room are dropped.
+    """
+
+    def __init__(self) -> None:
+        self.encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        self.has_colour = os.isatty(1) and not os.environ.get("NO_COLOR")
+        self.lines: queue.Queue[bytes | None] = queue.Queue(MAX_UNWRITTEN)
+        self.writer = threading.Thread(target=self.write_lines, daemon=True)
+        self.writer.start()
+
+    def write(self, sign: str, text: str) -> None:
+        """Add a line, with the time before it, and with what is not printable escaped."""
+        line = f"{time.strftime('%H:%M:%S')} {sign} {printable(text)}"
+        if self.has_colour and sign.endswith("!"):
+            line = f"\x1b[1;31m{line}\x1b[0m"
+        with suppress(queue.Full):
+            self.lines.put_nowait(f"{line}\n".encode(self.encoding, "backslashreplace"))
+
+    def write_lines(self) -> None:
+        """Write what is added, until close. What cannot be written is lost, not what follows."""
+        while line := self.lines.get():
+            with suppress(OSError):
+                while line:
+                    try:
+                        line = line[os.write(1, line) :]
+                    except BlockingIOError:  # somebody has made it one that does not wait
+                        select.select([], [1], [])
+
+    def close(self) -> None:
+        """Give what was added a second to be written."""
+        with suppress(queue.Full):
+            self.lines.put(None, timeout=1)
+        self.writer.join(1)
+
+
+def printable(text: str) -> str:
+    """Return the text in one line, with what is not printable escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
 
 # ---- Command line -------------------------------------------------------------------------------
 
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+SESSION = f"{BUNDLE}/Contents/Resources/session.js"
+PLUGINS = "~/Library/Application Support/com.bohemiancoding.sketch3/Plugins"
+INSTALLED = (
+    "Sketch shows the installed copy of this plugin, whose panel does not find this server. Start "
+    "that one, with start-webservice in its menu."
+)
+
+DESCRIPTION = "Run a Sketch plugin's CocoaScripts from the buttons of its HTML panel."
+EXAMPLES = """
+With no arguments it starts the server for the plugin beside it. Without macOS, or with --dry-run,
+it runs no script, but answers each click with the one that Sketch would run.
+
+examples:
+  python3 pebble_ws.py --dry-run     see it work, without Sketch
+  python3 pebble_ws.py --sketch "$HOME/Applications/Sketch Beta.app"
+"""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status. Bad arguments exit with argparse's usage."""
-    from argparse import ArgumentParser, HelpFormatter
-    about = {"prog": "pebble_ws.py", "description": __doc__.partition("\n")[0]}
-    parser = ArgumentParser(**about, formatter_class=lambda prog: HelpFormatter(prog, width=100))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until serve waits for them
+    try:
+        run_command_line(argv)
+        return 0
+    except UserError as error:
+        print(f"pebble_ws.py: {printable(str(error))}", file=sys.stderr)
+        return 1
+    finally:
+        for number in signal.sigpending() & STOP_SIGNALS:
+            signal.sigwait({number})  # it came when this was about to end anyway
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def run_command_line(argv: list[str] | None) -> None:
+    """Do what main says. Raise UserError."""
+    if not hasattr(os, "waitstatus_to_exitcode"):
+        raise UserError(f"Python 3.9 or newer is needed; this is {sys.version.split()[0]}.")
+    options = parse_arguments(argv)
+    if not os.path.isdir(BUNDLE):
+        raise UserError(f"There is no {BUNDLE}. Keep pebble_ws.py beside the folder plugin.")
+    if options.install is None:
+        serve(options.port, options.sketch, options.dry_run)
+    else:
+        install(os.path.expanduser(options.install))
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Return the options: port, sketch, dry_run, install."""
+    layout = functools.partial(argparse.RawDescriptionHelpFormatter, width=100)
+    about = {"description": DESCRIPTION, "epilog": EXAMPLES, "formatter_class": layout}
+    parser = argparse.ArgumentParser("pebble_ws.py", **about)
     add = parser.add_argument
-    add("--port", type=int, default=9912, help="where to listen (default: 9912; 0: any free port)")
+    add("--port", type=int, help=f"where to listen (default: {DEFAULT_PORT}, else any free port)")
     add("--sketch", metavar="APP", help="the Sketch application to use (default: the newest)")
     add("--dry-run", action="store_true", help="run no script; answer which one would run")
     text = "copy the plugin and this file into FOLDER (default: Sketch's plugins folder), then exit"
     add("--install", metavar="FOLDER", nargs="?", const=PLUGINS, help=text)
     add("--version", action="version", version=f"pebble_ws.py {__version__}")
     options = parser.parse_args(argv)
-    if not 0 <= options.port <= 65_535:
+    if not 0 <= (options.port or 0) <= 65_535:
         parser.error("--port takes a number from 0 to 65535")
-    with suppress(AttributeError):  # a stand-in for stdout
-        sys.stdout.reconfigure(errors="backslashreplace")  # any text, whatever the locale
-    try:
-        if not os.path.isdir(BUNDLE):
-            raise UserError(f"There is no {BUNDLE}. Keep pebble_ws.py beside the folder plugin/.")
-        if options.install is not None:
-            install(os.path.expanduser(options.install))
-        else:
-            serve(options.port, options.sketch, options.dry_run)
-    except (UserError, OSError) as error:
-        print(f"pebble_ws.py: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return options
 
-def serve(port: int, app: str | None, dry_run: bool) -> None:
-    """Run until SIGINT or SIGTERM. Raise UserError if the server cannot start."""
-    app = app and os.path.abspath(app)
-    if app is not None and not (app.endswith(".app") and sketchtool(app)):
-        raise UserError(f"{app} is no Sketch application. Name the path of Sketch.app.")
-    with ExitStack() as opened:
-        servers = []
-        try:  # of localhost, a browser tries either address
-            for kind, host in ((WebSocketServer, "127.0.0.1"), (WebSocketServerIPv6, "::1")):
-                servers.append(opened.enter_context(kind((host, port), DialogueHandler)))
-                port = servers[0].server_address[1]
-        except OSError as error:
-            if not servers or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                remedy = "Stop the other server, or choose another port with --port."
-                raise UserError(f"Port {port} cannot be used: {error.strerror}. {remedy}") from None
-        signals = {signal.SIGINT, signal.SIGTERM}
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # in all threads: they wait for sigwait
-        global json, queue, secrets  # this late, because they take their time
-        import json
-        import queue
-        import secrets
-        dry_run = dry_run or not app and sys.platform != "darwin"  # Sketch is for macOS only
-        app = app or (None if dry_run else find_sketch())
-        DialogueHandler.bridge = bridge = Bridge(port, app, dry_run)
-        opened.callback(bridge.stop)
-        for server in servers:
-            threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
-            opened.callback(server.server_close)
-            opened.callback(server.shutdown)  # at the end, the last callback comes first
+
+def serve(port: int | None, app: str | None, dry_run: bool) -> None:
+    """Run until a signal stops it. Raise UserError if it cannot start."""
+    app, dry_run = choose_sketch(app, dry_run)
+    fill_standard_streams()
+    with ExitStack() as at_end:  # what is put on it is done at the end, the last first
+        set_signal(signal.SIGCHLD, signal.SIG_DFL, at_end)  # ignored, it hides how a script ends
+        lock(BUNDLE, at_end)
+        bridge = at_end.enter_context(listen(port, app, dry_run))
+        at_end.callback(bridge.log_file.close)
+        at_end.callback(bridge.stop)
+        session = write_session(bridge)
+        log_what_clicks_will_do(bridge)
+        threading.Thread(target=bridge.serve_forever, daemon=True).start()
+        port = bridge.server_address[1]
         bridge.log("=", f"listening on ws://localhost:{port} (Ctrl-C stops it)")
+
+        signals = {each for each in STOP_SIGNALS if signal.getsignal(each) != signal.SIG_IGN}
         while signal.sigwait(signals) not in signals:
-            pass  # as macOS may return after Ctrl-Z and fg
+            pass  # on macOS it can return after Ctrl-Z and fg
+        remove_session(session)  # first of all, so that no dialogue comes back
+        bridge.log("=", f"stopping{bridge.stop()}")
+        bridge.shutdown()
+        bridge.close_connections()
+        for each in signals:
+            set_signal(each, signal.SIG_DFL, at_end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)  # a second one ends this at once
+        bridge.runner.join(STOP_TIMEOUT + 1)
+        bridge.server_close()
+        bridge.log("=", "stopped")
+
+
+def choose_sketch(app: str | None, dry_run: bool) -> tuple[str | None, bool]:
+    """Return the Sketch application, if there is one, and whether it is a dry run."""
+    if app is None:
+        dry_run = dry_run or sys.platform != "darwin"  # Sketch is for macOS only
+        return None if dry_run else find_sketch(), dry_run
+    app = os.path.abspath(app)
+    if not app.endswith(".app") or not sketchtool(app):
+        raise UserError(f"{app} is not a Sketch app. Give --sketch the path of Sketch.app.")
+    return app, dry_run
+
+
+def fill_standard_streams() -> None:
+    """Open /dev/null for those that are closed: a socket would else get their numbers."""
+    descriptor = 0
+    while descriptor <= 2:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+    os.close(descriptor)
+
+
+def set_signal(number: int, action: object, at_end: ExitStack) -> None:
+    """Set what a signal does, until the end."""
+    at_end.callback(signal.signal, number, signal.signal(number, action))
+
+
+def lock(bundle: str, at_end: ExitStack) -> None:
+    """Hold a bundle's lock until the end; the system drops it with the process.
+
+    Raise UserError if a server has it.
+    """
+    try:
+        descriptor = os.open(f"{bundle}/Contents/Resources", os.O_RDONLY)
+        at_end.callback(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = "A server for this plugin is running already. Stop it with Ctrl-C in its window."
+        raise UserError(text) from None
+    except OSError:
+        pass  # there is nothing to lock, or the file system knows no locks
+
+
+def listen(port: int | None, app: str | None, dry_run: bool) -> Bridge:
+    """Return a bridge at a port: with 0, or where the default is taken, any. Raise UserError."""
+    ports = [DEFAULT_PORT, 0, 0] if port is None else [port]
+    for candidate in ports:
+        try:
+            return Bridge(candidate, app, dry_run)
+        except OSError as error:
+            problem = error.strerror
+    raise UserError(f"Port {port} cannot be used: {problem}. Leave --port out to use another.")
+
+
+def log_what_clicks_will_do(bridge: Bridge) -> None:
+    """Tell of a dry run, a missing Sketch, and what is wrong with the plugin."""
+    if bridge.dry_run:
+        page = urllib.parse.quote(f"{BUNDLE}/Contents/Resources/pebble-dialogue.html")
+        bridge.log("=", "dry run: no script runs; a click is answered with what Sketch would run")
+        bridge.log("=", "to try it, open", f" file://{page}")
+    elif not bridge.app:
+        bridge.log("!", NO_SKETCH)
+    if not IS_INSTALLED and os.path.isdir(os.path.expanduser(f"{PLUGINS}/pebble.sketchplugin")):
+        bridge.log("!", INSTALLED)
+    for mistake in find_mistakes():
+        bridge.log("!", mistake)
+
+
+def write_session(bridge: Bridge) -> str:
+    """Write the file that tells dialogues port and token: in one step, for its user only.
+
+    Return its text. Raise UserError.
+    """
+    port = bridge.server_address[1]
+    session = {"port": port, "token": bridge.token, "dryRun": bridge.dry_run}
+    text = f"window.pebbleSession = {json.dumps(session)};\n"
+    new = f"{SESSION}.{os.getpid()}"
+    try:
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(text)
+        os.replace(new, SESSION)
+    except OSError as error:
+        with suppress(OSError):
+            os.remove(new)
+        problem = f"Contents/Resources/session.js cannot be written: {error.strerror}"
+        raise UserError(f"{problem}. Fix that, or install a copy with --install.") from None
+    return text
+
+
+def remove_session(text: str) -> None:
+    """Remove the session file, if it is still the one with this text."""
+    with suppress(OSError, ValueError), open(SESSION) as file:
+        if file.read() == text:
+            os.remove(SESSION)
+
 
 def install(folder: str) -> None:
-    """Copy the plugin with this file into a folder. Raise UserError if that cannot be done."""
-    from shutil import copyfile, copytree, ignore_patterns, rmtree
-    if not os.path.isdir(folder):
-        raise UserError(f"There is no folder {folder}. Install Sketch first, or name another one.")
+    """Copy the plugin with this file into a folder; move an earlier copy aside. Raise UserError."""
     target = os.path.join(os.path.abspath(folder), os.path.basename(BUNDLE))
-    new, old, own = f"{target}.new", *(f"{os.path.realpath(path)}/" for path in (target, BUNDLE))
-    if old.startswith(own) or own.startswith(old):
-        raise UserError(f"{target} is this copy, in it or around it. Name another folder.")
+    check_target(folder, target)
+    before = target.replace(".sketchplugin", ".before")  # a name that Sketch does not load
+    is_update = os.path.exists(target)
+    new = f"{target}.new"
     try:
-        rmtree(new, ignore_errors=True)
-        copytree(BUNDLE, new, ignore=ignore_patterns("session.js*"), copy_function=copyfile)
-        for path, _, _ in os.walk(new):
-            os.chmod(path, 0o755)  # also where the original is read-only
-        copyfile(__file__, f"{new}/Contents/Sketch/pebble_ws.py")
-        rmtree(target, ignore_errors=True)
+        copy_plugin(new)
+        if is_update:
+            shutil.rmtree(before, ignore_errors=True)
+            os.rename(target, before)
         os.rename(new, target)
     except OSError as error:
-        rmtree(new, ignore_errors=True)
-        raise UserError(f"{target} cannot be written: {error}.") from None
-    print(f"Copied {BUNDLE}\nwith {os.path.abspath(__file__)}\nto {target}.")
-    print("Next, in Sketch: Plugins ▸ websocket ▸ webservice-starting-information.")
+        if is_update and not os.path.exists(target):
+            os.rename(before, target)
+        shutil.rmtree(new, ignore_errors=True)
+        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error
+        raise UserError(f"{target} cannot be written: {reason}.") from None
+
+    print(printable(f"Copied the plugin, with pebble_ws.py, to {target}."))
+    if is_update:
+        print(printable(f"The earlier copy, with all that you changed in it, is {before}."))
+    print("Next: restart Sketch, and choose Plugins > websocket > start-webservice.")
+
+
+def check_target(folder: str, target: str) -> None:
+    """Raise UserError if the plugin cannot be copied there."""
+    if not os.path.isdir(folder):
+        raise UserError(f"There is no folder {folder}. Install Sketch first, or name another one.")
+    paths = [os.path.realpath(path) for path in (target, BUNDLE)]
+    if os.path.commonpath(paths) in paths:  # or one is in the other
+        raise UserError(f"{target} is this very copy. Name another folder.")
+    if os.path.islink(target) or os.path.isfile(target):
+        raise UserError(f"{target} cannot be written: it is a link or a file. Move it away.")
+    with ExitStack() as at_end:
+        lock(target, at_end)
+
+
+def copy_plugin(target: str) -> None:
+    """Copy the bundle and this file, so that their user can change them. Raise OSError."""
+    shutil.rmtree(target, ignore_errors=True)
+    ignored = shutil.ignore_patterns("session.js*", "pebble_ws.py", "__pycache__", ".DS_Store")
+    shutil.copytree(BUNDLE, target, ignore=ignored, copy_function=shutil.copyfile)
+    for folder, _, names in os.walk(target):
+        os.chmod(folder, 0o755)
+        for name in names:
+            os.chmod(f"{folder}/{name}", 0o755 if name.endswith(".command") else 0o644)
+    shutil.copyfile(__file__, f"{target}/Contents/Sketch/pebble_ws.py")
+
 
 if __name__ == "__main__":
     sys.exit(main())
