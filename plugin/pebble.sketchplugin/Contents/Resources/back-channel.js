@@ -67,6 +67,7 @@ window.backChannel = (() => {
   state.setAttribute("role", "status");
   document.addEventListener("input", saveValues);
   document.addEventListener("change", saveValues);
+  document.addEventListener("click", keepFromPage, true);
   document.addEventListener("click", clicked);
   document.addEventListener("keydown", returnPressed);
   document.addEventListener("submit", (event) => event.preventDefault()); // Return has clicked
@@ -222,6 +223,13 @@ window.backChannel = (() => {
   }
 
   // ---- A click and its answer ------------------------------------------------------------------
+
+  // Return clicks a form's button even when it is hidden: nobody shall hear of such a click.
+  function keepFromPage(event) {
+    if (socket || !event.target.closest("[data-message]")) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+  }
 
   function clicked(event) {
     const button = event.target.closest("[data-message]");

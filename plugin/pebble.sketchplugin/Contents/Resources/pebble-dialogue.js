@@ -35,7 +35,7 @@ document.addEventListener("lost", stop);
 for (const tab of tabs) tab.addEventListener("click", () => showPage(tab));
 for (const tab of tabs) tab.addEventListener("keydown", moveBetweenTabs);
 document.addEventListener("answer", showWrongFields);
-const resized = new ResizeObserver(fitFooter);
+const resized = new ResizeObserver(fitWindow);
 for (const element of [document.documentElement, footer]) resized.observe(element);
 document.addEventListener("input", ({ target }) => target.removeAttribute("aria-invalid"));
 
@@ -79,7 +79,7 @@ function offerToPutBack(row, next) {
     say("", "");
   });
   say("", name ? `Removed "${name}".` : "Removed a row.");
-  document.querySelector("#answer span").append(button);
+  document.querySelector("#answer span").append(" ", button);
 }
 
 // Who listens to the page hears which row a field or a button belongs to.
@@ -238,9 +238,14 @@ function mark(fields) {
 
 // ---- A small window ----------------------------------------------------------------------------
 
-// The footer stays in sight where the page scrolls. One that fills the window must not.
-function fitFooter() {
-  const tall = footer.offsetHeight > 0.7 * window.innerHeight;
-  if (!footer.classList.toggle("tall", tall)) return;
-  footer.scrollIntoView({ block: "end" });
+// See the end of pebble-dialogue.css.
+function fitWindow() {
+  const rem = parseFloat(getComputedStyle(document.documentElement).fontSize);
+  const { classList } = document.body;
+  classList.toggle("low", window.innerHeight < 23 * rem);
+  classList.toggle("narrow", window.innerWidth < 16 * rem);
+  classList.toggle("slim", window.innerWidth < 11 * rem);
+  if (footer.classList.toggle("tall", footer.offsetHeight > 0.7 * window.innerHeight)) {
+    footer.scrollIntoView({ block: "end" });
+  }
 }
