@@ -34,16 +34,13 @@ from __future__ import annotations
 import argparse
 import errno
 import fcntl
-import hashlib
 import io
 import itertools
 import json
 import os
 import queue
 import re
-import secrets
 import select
-import shutil
 import signal
 import socket
 import socketserver
@@ -91,9 +88,10 @@ PIPE_SIZE = 65_536  # bytes that a pipe can hold, on Linux and macOS
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
-# RFC 9112. There is no blank before the colon of a header, and no line that goes on in the next.
-REQUEST_LINE = re.compile(r"([!-~]+) ([!-~]+) HTTP/1\.[1-9]")
-HEADER_LINE = re.compile(r"([0-9A-Za-z!#$%&'*+.^_`|~-]+):([\t -~\x80-\xff]*)")
+# Regular expressions are compiled when they are first used, so that the server starts sooner.
+# RFC 9112: there is no blank before the colon of a header, and no line that goes on in the next.
+REQUEST_LINE = r"([!-~]+) ([!-~]+) HTTP/1\.[1-9]"
+HEADER_LINE = r"([0-9A-Za-z!#$%&'*+.^_`|~-]+):([\t -~\x80-\xff]*)"
 
 MISSING = "(missing)"  # in the log, for a header that is not there
 
@@ -130,13 +128,13 @@ def read_head(reader: io.BufferedReader) -> tuple[str, dict[str, str]]:
 
 def parse_head(lines: list[str]) -> tuple[str, dict[str, str]]:
     """Return target and headers: by their names in lower case, repeated ones joined to a list."""
-    request = REQUEST_LINE.fullmatch(lines[0])
+    request = re.fullmatch(REQUEST_LINE, lines[0])
     require(request, 400, "the first line is no request of HTTP/1.1")
     method, target = request.groups()
 
     headers: dict[str, str] = {}
     for line in lines[1:-1]:
-        header = HEADER_LINE.fullmatch(line)
+        header = re.fullmatch(HEADER_LINE, line)
         require(header, 400, "a line is no header")
         name = header[1].lower()
         value = header[2].strip(" \t")
@@ -417,6 +415,8 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
 
     def _open(self, reader: io.BufferedReader) -> None:
         """Make the opening handshake (4.2.2)."""
+        import hashlib  # here, because it takes milliseconds that the start can do without
+
         require(self._has_place, 503, "no room for another connection")
         self.target, self.headers = read_head(reader)
         self.check_handshake()
@@ -625,14 +625,14 @@ NO_SKETCH = "macOS found no Sketch. Install it, or name it with --sketch APP, an
 TOO_LATE = "Sketch did not answer in time. The script may still be running in it, or show an alert."
 
 # A comma that Sketch ignores, outside of a string, which is kept.
-TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])')
+TRAILING_COMMA = r'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])'
 
 # The line that tells how a script went, and one in which Sketch reports an error.
-OUTCOME = re.compile(r"\s*(OK|ERROR)(?:[\s:]\s*(.*))?")
-SKETCH_ERROR = re.compile(r"\W*(Error in command |(Uncaught )?([A-Z]\w*)?Error:)")
+OUTCOME = r"\s*(OK|ERROR)(?:[\s:]\s*(.*))?"
+SKETCH_ERROR = r"\W*(Error in command |(Uncaught )?([A-Z]\w*)?Error:)"
 
 # A line that is a JavaScript string, as console.log prints it in Sketch. It may be cut.
-QUOTED = re.compile(r"'((?:[^'\\]|\\[^u]|\\u.{4})*)('$)?")
+QUOTED = r"'((?:[^'\\]|\\[^u]|\\u.{4})*)('$)?"
 LINE_SIZE = 4 * MAX_OUTPUT  # bytes of a line that are read: a letter has four at most
 
 
@@ -671,7 +671,7 @@ def read_commands(bundle: str) -> list[dict]:
         with open(f"{bundle}/Contents/Sketch/manifest.json", "rb") as file:
             text = file.read().decode("utf-8-sig")
         if re.search(r",\s*[\]}]", text):
-            text = TRAILING_COMMA.sub(r"\1", text)
+            text = re.sub(TRAILING_COMMA, r"\1", text)
         return [dict(command) for command in json.loads(text)["commands"]]
     except json.JSONDecodeError as error:
         problem = f"{error.msg}. Fix that line, or the one before it."
@@ -799,7 +799,7 @@ class Output:
             for part in unquoted(line[:LINE_SIZE]).split("\n"):
                 part = part[:MAX_OUTPUT]
                 self.lines.append(part)
-                self.outcome = OUTCOME.fullmatch(part) or self.outcome
+                self.outcome = re.fullmatch(OUTCOME, part) or self.outcome
 
     def text(self) -> str:
         """Return the end of all that was printed."""
@@ -812,7 +812,7 @@ class Output:
         """
         if self.outcome:
             return "done" if self.outcome[1] == "OK" else "failed", self.outcome[2] or ""
-        if exit_status == 0 and not any(map(SKETCH_ERROR.match, self.lines)):
+        if exit_status == 0 and not any(re.match(SKETCH_ERROR, line) for line in self.lines):
             return "done", self.text() or "The script has run. It did not say what it did."
         silent = f"sketchtool ended with {exit_status} and printed nothing. Try the menu in Sketch."
         return "failed", self.text() or silent
@@ -821,18 +821,20 @@ class Output:
 def unquoted(line: bytes) -> str:
     """Return a line as text, and of one that is a JavaScript string what is in its quotes."""
     text = line.decode("utf-8", "replace").rstrip()
-    quoted = QUOTED.match(text)
+    quoted = re.match(QUOTED, text)
     if quoted and (quoted[2] or len(line) == LINE_SIZE):
         # It is written as JSON is, but for the two kinds of quotes.
         string = quoted[1].replace("\\'", "'").replace('"', '\\"')
-        with suppress(ValueError):
-            return json.loads(f'"{string}"')
+        try:
+            return json.loads(f'"{string}"', strict=False)
+        except ValueError:  # it has an escape that only JavaScript knows
+            return quoted[1]
     return text
 
 
 # ---- The bridge ---------------------------------------------------------------------------------
 
-LOCAL_HOST = re.compile(r"(?i)(localhost|127\.0\.0\.1|\[::1\])(:[0-9]*)?")
+LOCAL_HOST = r"(?i)(localhost|127\.0\.0\.1|\[::1\])(:[0-9]*)?"
 
 
 class DialogueHandler(WebSocketHandler):
@@ -850,12 +852,14 @@ class DialogueHandler(WebSocketHandler):
         A web page has another Origin, except in a sandboxed frame, which has null as a page from
         disk has. One that was made to resolve to this computer (DNS rebinding) has another Host.
         """
+        import hmac  # as hashlib is, in the handshake
+
         host = self.headers["host"]
         origin = self.headers.get("origin")
-        require(LOCAL_HOST.fullmatch(host), 403, f"Host {host}")
+        require(re.fullmatch(LOCAL_HOST, host), 403, f"Host {host}")
         require(origin in (None, "null", "file://"), 403, f"Origin {origin}")
         super().check_handshake()
-        has_token = secrets.compare_digest(self.target, f"/?token={self.server.token}")
+        has_token = hmac.compare_digest(self.target, f"/?token={self.server.token}")
         require(has_token, 403, "a wrong token, or none")
 
     def message_received(self, message: str | bytes) -> None:
@@ -886,7 +890,7 @@ class Bridge(WebSocketServer):
         self.listen_at_ipv6()
         self.app = app
         self.dry_run = dry_run
-        self.token = secrets.token_urlsafe(32)
+        self.token = os.urandom(32).hex()
         self.clicks: deque[tuple[DialogueHandler, str]] = deque()  # the first of them is running
         self.stop_time = float("inf")  # by time.monotonic(); then whatever runs is killed
         self.clicked = threading.Condition()  # held while these two are read or changed
@@ -1207,7 +1211,7 @@ def install(folder: str) -> None:
     with ExitStack() as at_end:
         lock(target, at_end)
 
-    before = target.replace(".sketchplugin", ".before")  # a name that Sketch does not load
+    before = target[: -len("sketchplugin")] + "before"  # a name that Sketch does not load
     is_update = os.path.exists(target)
     new = f"{target}.new"
     try:
@@ -1219,8 +1223,8 @@ def install(folder: str) -> None:
     except OSError as error:
         if is_update and not os.path.exists(target):
             os.rename(before, target)
-        shutil.rmtree(new, ignore_errors=True)
-        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error
+        remove_folder(new)
+        reason = error.args[0][0][2] if isinstance(error.args[0], list) else error  # shutil.Error
         raise UserError(f"{target} cannot be written: {reason}.") from None
 
     with suppress(AttributeError):  # a stand-in for stdout
@@ -1233,6 +1237,8 @@ def install(folder: str) -> None:
 
 def copy_plugin(target: str) -> None:
     """Copy the bundle and this file, so that their user can change them. Raise OSError."""
+    import shutil
+
     remove_folder(target)
     ignored = shutil.ignore_patterns("session.js*", "pebble_ws.py", "__pycache__", ".DS_Store")
     shutil.copytree(BUNDLE, target, ignore=ignored, copy_function=shutil.copyfile)
@@ -1246,9 +1252,13 @@ def copy_plugin(target: str) -> None:
 
 def remove_folder(path: str) -> None:
     """Remove a folder, if it is there, with the read-only ones in it. Raise OSError."""
+    import shutil
+
+    if os.path.islink(path) or os.path.isfile(path):
+        os.remove(path)
     for folder, _, _ in os.walk(path):
         os.chmod(folder, 0o755)
-    shutil.rmtree(path, ignore_errors=not os.path.lexists(path))
+    shutil.rmtree(path, ignore_errors=not os.path.exists(path))
 
 
 if __name__ == "__main__":
