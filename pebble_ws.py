@@ -621,8 +621,8 @@ IS_INSTALLED = HERE.endswith(".sketchplugin/Contents/Sketch")  # in the bundle, 
 BUNDLE = os.path.abspath(f"{HERE}/../.." if IS_INSTALLED else f"{HERE}/plugin/pebble.sketchplugin")
 
 ENVIRONMENT = dict(os.environb)  # of the scripts; encoded here, and not for each of them
-NO_SKETCH = "macOS found no Sketch. Install it, or name it with --sketch APP, and start again."
-TOO_LATE = "Sketch did not answer in time. The script may still be running in it, or show an alert."
+NO_SKETCH = "There is no Sketch. Install it, or start the server with --sketch /path/to/Sketch.app."
+TOO_LATE = "Sketch did not answer in time. The script may be running in it still, or show an alert."
 
 # A comma that Sketch ignores, outside of a string, which is kept.
 TRAILING_COMMA = r'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])'
@@ -649,19 +649,22 @@ def find_command(message: str) -> tuple[str, str]:
     name = os.path.basename(script)
     parent, extension, place = script.rpartition(".sketchplugin/")
     if not extension:
-        raise UserError(f"{name} is in no .sketchplugin. Move it into one, or correct SCRIPTS.")
+        raise UserError(f"{name} is in no .sketchplugin. Move it into one, or fix SCRIPTS.")
     if not os.path.isfile(script):
-        raise UserError(f"{name} is missing from {os.path.dirname(place)}. Put it there.")
+        folder = os.path.dirname(place)
+        raise UserError(f"{name} is missing from {folder}. Put it there, or fix SCRIPTS.")
 
     bundle = f"{parent}.sketchplugin"
     commands = read_commands(bundle)
     file = os.stat(script)
     identifiers = [command["identifier"] for command in commands if runs(command, bundle, file)]
     if not identifiers:
-        raise UserError(f"No command in manifest.json, with an identifier, runs {name}. Add one.")
+        raise UserError(f"No command in manifest.json that has an identifier runs {name}. Add one.")
     identifier = message if message in identifiers else identifiers[0]
     if [command.get("identifier") for command in commands].count(identifier) > 1:
-        raise UserError(f'Two commands in manifest.json are called "{identifier}". Rename one.')
+        raise UserError(
+            f'Two commands in manifest.json have the identifier "{identifier}". Change one.'
+        )
     return bundle, identifier
 
 
@@ -677,7 +680,7 @@ def read_commands(bundle: str) -> list[dict]:
         problem = f"{error.msg}. Fix that line, or the one before it."
         raise UserError(f"manifest.json, line {error.lineno}: {problem}") from None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        raise UserError("manifest.json is missing, or has no list of commands.") from None
+        raise UserError("manifest.json is missing, or has no list of commands. Add that.") from None
 
 
 def runs(command: dict, bundle: str, file: os.stat_result) -> bool:
@@ -789,6 +792,7 @@ class Output:
     def __init__(self) -> None:
         self.lines: deque[str] = deque(maxlen=MAX_OUTPUT // 2)
         self.outcome: re.Match | None = None  # the last line that tells how it went
+        self.has_error = False  # Sketch has reported one
         self._rest = b""  # a line that has not ended
 
     def add(self, received: bytes) -> None:
@@ -800,6 +804,7 @@ class Output:
                 part = part[:MAX_OUTPUT]
                 self.lines.append(part)
                 self.outcome = re.fullmatch(OUTCOME, part) or self.outcome
+                self.has_error = self.has_error or bool(re.match(SKETCH_ERROR, part))
 
     def text(self) -> str:
         """Return the end of all that was printed."""
@@ -812,9 +817,9 @@ class Output:
         """
         if self.outcome:
             return "done" if self.outcome[1] == "OK" else "failed", self.outcome[2] or ""
-        if exit_status == 0 and not any(re.match(SKETCH_ERROR, line) for line in self.lines):
-            return "done", self.text() or "The script has run. It did not say what it did."
-        silent = f"sketchtool ended with {exit_status} and printed nothing. Try the menu in Sketch."
+        if exit_status == 0 and not self.has_error:
+            return "done", self.text() or "The script ran, and did not say what it did."
+        silent = f"sketchtool ended with {exit_status} and said nothing. Try it from Sketch's menu."
         return "failed", self.text() or silent
 
 
@@ -867,9 +872,11 @@ class DialogueHandler(WebSocketHandler):
         self.log("<", message)
         if message not in SCRIPTS:
             sends = f'This button sends "{message[:MAX_LOGGED]}"; SCRIPTS in pebble_ws.py lists no'
-            self.answer(message, "unknown", f"{sends} such message. Add it, and start again.")
+            self.answer(message, "unknown", f"{sends} such message. Add it and start again.")
         elif not self.server.take(self, message):
-            self.answer(message, "busy", f"{MAX_WAITING} clicks are waiting. Try again after them.")
+            self.answer(
+                message, "busy", f"{MAX_WAITING} clicks are waiting already. Try again soon."
+            )
 
     def answer(self, message: str, status: str, output: str, suffix: str = "") -> None:
         """Tell the log and the dialogue, if it is still there, how a click went."""
@@ -937,7 +944,7 @@ class Bridge(WebSocketServer):
                     return
                 dialogue, message = self.clicks[0]
             if self.is_stopping() or dialogue.state != OPEN:
-                dialogue.log("=", f"dropped {message}: nobody waits for it any more")
+                dialogue.log("=", f"dropped {message}: nobody is waiting for it any more")
             else:
                 self.run_click(dialogue, message)
             with self.clicked:
@@ -948,8 +955,10 @@ class Bridge(WebSocketServer):
         start = time.monotonic()
         try:
             status, output = self.run(dialogue, message)
-        except (UserError, OSError, ValueError) as error:  # of the system, if it does not start
+        except UserError as error:
             status, output = "failed", str(error)
+        except OSError as error:
+            status, output = "failed", f"sketchtool does not start: {error.strerror}. Open Sketch."
         except Exception:
             status, output = "failed", "An error in pebble_ws.py; the server's window shows it."
             sys.excepthook(*sys.exc_info())
@@ -1037,7 +1046,8 @@ SESSION = f"{BUNDLE}/Contents/Resources/session.js"
 PLUGINS = "~/Library/Application Support/com.bohemiancoding.sketch3/Plugins"
 
 EXAMPLES = """
-Without arguments it starts the server for the plugin beside it: as a dry run, if this is no macOS.
+Without arguments it starts the server of the plugin that it belongs to. Where there can be no
+Sketch, because this is not macOS, that is a dry run: it answers which script would run.
 
 examples:  python3 pebble_ws.py --dry-run
            python3 pebble_ws.py --sketch "$HOME/Applications/Sketch Beta.app"
@@ -1049,10 +1059,11 @@ def main(argv: list[str] | None = None) -> int:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until serve waits for them
     try:
         if not hasattr(os, "waitstatus_to_exitcode"):
-            raise UserError(f"Python 3.9 or newer is needed; this is {sys.version.split()[0]}.")
+            version = sys.version.split()[0]
+            raise UserError(f"This is Python {version}. Start pebble_ws.py with 3.9 or newer.")
         options = parse_arguments(argv)
         if not os.path.isdir(BUNDLE):
-            raise UserError(f"There is no {BUNDLE}. Keep pebble_ws.py beside the folder plugin.")
+            raise UserError("Keep pebble_ws.py in a plugin's Contents/Sketch, or beside plugin/.")
         if options.install is None:
             app = options.sketch and os.path.abspath(options.sketch)
             serve(options.port, app, options.dry_run)
@@ -1142,7 +1153,7 @@ def lock(bundle: str, at_end: ExitStack) -> None:
         at_end.callback(os.close, descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError("The plugin's server is running. Stop it with Ctrl-C first.") from None
+        raise UserError("The plugin's server is running already. Stop it with Ctrl-C.") from None
     except OSError:
         pass  # there is nothing to lock, or the file system knows no locks
 
@@ -1154,21 +1165,23 @@ def listen(port: int | None, app: str | None, dry_run: bool) -> Bridge:
             return Bridge(candidate, app, dry_run)
         except OSError as error:
             problem = error.strerror
-    raise UserError(f"Port {port} cannot be used: {problem}. Leave --port out to use another.")
+    raise UserError(f"Port {candidate} cannot be used: {problem}. Leave out --port for another.")
 
 
 def log_what_clicks_will_do(bridge: Bridge) -> None:
     """Tell of a dry run, a missing Sketch, and what is wrong with the plugin."""
     if bridge.dry_run:
-        from urllib.parse import quote
+        from pathlib import Path
 
-        page = quote(f"{BUNDLE}/Contents/Resources/pebble-dialogue.html")
         bridge.log("=", "dry run: no script runs; a click is answered with what Sketch would run")
-        bridge.log("=", "to try it, open", f" file://{page}")
+        for page in Path(BUNDLE).glob("Contents/Resources/*.html"):
+            bridge.log("=", "to try it, open", f" {page.as_uri()}")
     elif not bridge.app:
         bridge.log("!", NO_SKETCH)
     if not IS_INSTALLED and os.path.isdir(os.path.expanduser(f"{PLUGINS}/pebble.sketchplugin")):
-        bridge.log("!", "Sketch shows the installed copy. Choose start-webservice in its menu.")
+        bridge.log(
+            "!", "Sketch uses the installed copy, not this one: choose start-webservice in it."
+        )
     for mistake in find_mistakes():
         bridge.log("!", mistake)
 
@@ -1225,14 +1238,14 @@ def install(folder: str) -> None:
             os.rename(before, target)
         remove_folder(new)
         reason = error.args[0][0][2] if isinstance(error.args[0], list) else error  # shutil.Error
-        raise UserError(f"{target} cannot be written: {reason}.") from None
+        raise UserError(f"{target} cannot be written: {reason}. Fix that.") from None
 
     with suppress(AttributeError):  # a stand-in for stdout
         sys.stdout.reconfigure(errors="backslashreplace")  # any name, whatever the locale
     print(printable(f"Copied the plugin, with pebble_ws.py, to {target}."))
     if is_update:
-        print(printable(f"The earlier copy, with all that you changed in it, is {before}."))
-    print("Next: restart Sketch, and choose Plugins > websocket > start-webservice.")
+        print(printable(f"The earlier copy, with everything you changed in it, is now {before}."))
+    print("Next: restart Sketch and, in the plugin's menu, choose start-webservice.")
 
 
 def copy_plugin(target: str) -> None:
