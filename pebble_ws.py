@@ -34,16 +34,13 @@ from __future__ import annotations
 import argparse
 import errno
 import fcntl
-import hashlib
 import io
 import itertools
 import json
 import os
 import queue
 import re
-import secrets
 import select
-import shutil
 import signal
 import socket
 import socketserver
@@ -82,7 +79,8 @@ MAX_CONNECTIONS = 200  # macOS gives a process 256 file descriptors
 MAX_HEAD = 65_536  # bytes of an opening handshake: browsers send a host's cookies to all its ports
 HEAD_TIMEOUT = 10  # seconds until all of it must be there
 CLOSE_TIMEOUT = 3  # seconds that a peer has to answer our Close, and to drop TCP after it
-RECEIVE_SIZE = 65_536  # bytes to receive at once
+BUFFER_SIZE = 20_000  # bytes to receive ahead: a head, or a message as they mostly are
+RECEIVE_SIZE = 65_536  # bytes to receive at once of a payload that is longer
 PIPE_SIZE = 65_536  # bytes that a pipe can hold, on Linux and macOS
 
 
@@ -90,9 +88,10 @@ PIPE_SIZE = 65_536  # bytes that a pipe can hold, on Linux and macOS
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
-# RFC 9112. There is no blank before the colon of a header, and no line that goes on in the next.
-REQUEST_LINE = re.compile(r"([!-~]+) ([!-~]+) HTTP/1\.[1-9]")
-HEADER_LINE = re.compile(r"([0-9A-Za-z!#$%&'*+.^_`|~-]+):([\t -~\x80-\xff]*)")
+# Regular expressions are compiled when they are first used, so that the server starts sooner.
+# RFC 9112: there is no blank before the colon of a header, and no line that goes on in the next.
+REQUEST_LINE = r"([!-~]+) ([!-~]+) HTTP/1\.[1-9]"
+HEADER_LINE = r"([0-9A-Za-z!#$%&'*+.^_`|~-]+):([\t -~\x80-\xff]*)"
 
 MISSING = "(missing)"  # in the log, for a header that is not there
 
@@ -129,13 +128,13 @@ def read_head(reader: io.BufferedReader) -> tuple[str, dict[str, str]]:
 
 def parse_head(lines: list[str]) -> tuple[str, dict[str, str]]:
     """Return target and headers: by their names in lower case, repeated ones joined to a list."""
-    request = REQUEST_LINE.fullmatch(lines[0])
+    request = re.fullmatch(REQUEST_LINE, lines[0])
     require(request, 400, "the first line is no request of HTTP/1.1")
     method, target = request.groups()
 
     headers: dict[str, str] = {}
     for line in lines[1:-1]:
-        header = HEADER_LINE.fullmatch(line)
+        header = re.fullmatch(HEADER_LINE, line)
         require(header, 400, "a line is no header")
         name = header[1].lower()
         value = header[2].strip(" \t")
@@ -183,7 +182,6 @@ ABNORMAL = 1006  # stands for an end without a Close, and is never sent either
 # All that a Close may have (7.4); 3000 to 4999 are free to use.
 CLOSE_CODES = ({*range(1000, 1015)} - {1004, NO_CODE, ABNORMAL}) | {*range(3000, 5000)}
 
-ALL_BYTES = bytes(range(256))
 SHORT = 500  # bytes of a payload up to which it is unmasked faster as one integer
 
 
@@ -249,9 +247,12 @@ def unmask(payload: bytes, key: bytes) -> bytes | bytearray:
     # A long one in four parts: the bytes that are masked with the same byte of the key.
     result = bytearray(payload)
     for i in range(4):
-        table = unmask(ALL_BYTES, key[i : i + 1] * 4)
-        result[i::4] = result[i::4].translate(table)
+        result[i::4] = result[i::4].translate(XOR_TABLES[key[i]])
     return result
+
+
+# What becomes of each byte that is masked with this one.
+XOR_TABLES = [unmask(bytes(range(256)), bytes([mask]) * 4) for mask in range(256)]
 
 
 def check_text(text: bytearray, checked: int) -> int:
@@ -396,7 +397,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         """Open the connection and exchange messages. All that can end it ends here."""
         try:
-            reader = io.BufferedReader(Receiver(self), RECEIVE_SIZE)
+            reader = io.BufferedReader(Receiver(self), BUFFER_SIZE)
             self._open(reader)
             self.log("=", f"open from {self.headers.get('origin', 'a program without Origin')}")
             self._exchange_messages(reader)
@@ -414,6 +415,8 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
 
     def _open(self, reader: io.BufferedReader) -> None:
         """Make the opening handshake (4.2.2)."""
+        import hashlib  # here, because it takes milliseconds that the start can do without
+
         require(self._has_place, 503, "no room for another connection")
         self.target, self.headers = read_head(reader)
         self.check_handshake()
@@ -461,7 +464,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         with suppress(OSError, ProtocolError):  # raised when the peer has gone, or at the deadline
             self.request.shutdown(socket.SHUT_WR)
             while self._has_place:  # without one it must not stay
-                self.receive_into(bytearray(RECEIVE_SIZE))
+                self.receive_into(bytearray(BUFFER_SIZE))
         self.server.places.pop(self, None)
 
     # -- bytes from and to the peer
@@ -618,18 +621,18 @@ IS_INSTALLED = HERE.endswith(".sketchplugin/Contents/Sketch")  # in the bundle, 
 BUNDLE = os.path.abspath(f"{HERE}/../.." if IS_INSTALLED else f"{HERE}/plugin/pebble.sketchplugin")
 
 ENVIRONMENT = dict(os.environb)  # of the scripts; encoded here, and not for each of them
-NO_SKETCH = "macOS found no Sketch. Install it, or name it with --sketch APP, and start again."
-TOO_LATE = "Sketch did not answer in time. The script may still be running in it, or show an alert."
+NO_SKETCH = "There is no Sketch. Install it, or start the server with --sketch /path/to/Sketch.app."
+TOO_LATE = "Sketch did not answer in time. The script may be running in it still, or show an alert."
 
 # A comma that Sketch ignores, outside of a string, which is kept.
-TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])')
+TRAILING_COMMA = r'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])'
 
 # The line that tells how a script went, and one in which Sketch reports an error.
-OUTCOME = re.compile(r"\s*(OK|ERROR)(?:[\s:]\s*(.*))?")
-SKETCH_ERROR = re.compile(r"\W*(Error in command |(Uncaught )?([A-Z]\w*)?Error:)")
+OUTCOME = r"\s*(OK|ERROR)(?:[\s:]\s*(.*))?"
+SKETCH_ERROR = r"\W*(Error in command |(Uncaught )?([A-Z]\w*)?Error:)"
 
 # A line that is a JavaScript string, as console.log prints it in Sketch. It may be cut.
-QUOTED = re.compile(r"'((?:[^'\\]|\\[^u]|\\u.{4})*)('$)?")
+QUOTED = r"'((?:[^'\\]|\\[^u]|\\u.{4})*)('$)?"
 LINE_SIZE = 4 * MAX_OUTPUT  # bytes of a line that are read: a letter has four at most
 
 
@@ -646,19 +649,22 @@ def find_command(message: str) -> tuple[str, str]:
     name = os.path.basename(script)
     parent, extension, place = script.rpartition(".sketchplugin/")
     if not extension:
-        raise UserError(f"{name} is in no .sketchplugin. Move it into one, or correct SCRIPTS.")
+        raise UserError(f"{name} is in no .sketchplugin. Move it into one, or fix SCRIPTS.")
     if not os.path.isfile(script):
-        raise UserError(f"{name} is missing from {os.path.dirname(place)}. Put it there.")
+        folder = os.path.dirname(place)
+        raise UserError(f"{name} is missing from {folder}. Put it there, or fix SCRIPTS.")
 
     bundle = f"{parent}.sketchplugin"
     commands = read_commands(bundle)
     file = os.stat(script)
     identifiers = [command["identifier"] for command in commands if runs(command, bundle, file)]
     if not identifiers:
-        raise UserError(f"No command in manifest.json, with an identifier, runs {name}. Add one.")
+        raise UserError(f"No command in manifest.json that has an identifier runs {name}. Add one.")
     identifier = message if message in identifiers else identifiers[0]
     if [command.get("identifier") for command in commands].count(identifier) > 1:
-        raise UserError(f'Two commands in manifest.json are called "{identifier}". Rename one.')
+        raise UserError(
+            f'Two commands in manifest.json have the identifier "{identifier}". Change one.'
+        )
     return bundle, identifier
 
 
@@ -668,13 +674,13 @@ def read_commands(bundle: str) -> list[dict]:
         with open(f"{bundle}/Contents/Sketch/manifest.json", "rb") as file:
             text = file.read().decode("utf-8-sig")
         if re.search(r",\s*[\]}]", text):
-            text = TRAILING_COMMA.sub(r"\1", text)
+            text = re.sub(TRAILING_COMMA, r"\1", text)
         return [dict(command) for command in json.loads(text)["commands"]]
     except json.JSONDecodeError as error:
         problem = f"{error.msg}. Fix that line, or the one before it."
         raise UserError(f"manifest.json, line {error.lineno}: {problem}") from None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        raise UserError("manifest.json is missing, or has no list of commands.") from None
+        raise UserError("manifest.json is missing, or has no list of commands. Add that.") from None
 
 
 def runs(command: dict, bundle: str, file: os.stat_result) -> bool:
@@ -786,6 +792,7 @@ class Output:
     def __init__(self) -> None:
         self.lines: deque[str] = deque(maxlen=MAX_OUTPUT // 2)
         self.outcome: re.Match | None = None  # the last line that tells how it went
+        self.has_error = False  # Sketch has reported one
         self._rest = b""  # a line that has not ended
 
     def add(self, received: bytes) -> None:
@@ -796,7 +803,8 @@ class Output:
             for part in unquoted(line[:LINE_SIZE]).split("\n"):
                 part = part[:MAX_OUTPUT]
                 self.lines.append(part)
-                self.outcome = OUTCOME.fullmatch(part) or self.outcome
+                self.outcome = re.fullmatch(OUTCOME, part) or self.outcome
+                self.has_error = self.has_error or bool(re.match(SKETCH_ERROR, part))
 
     def text(self) -> str:
         """Return the end of all that was printed."""
@@ -809,27 +817,29 @@ class Output:
         """
         if self.outcome:
             return "done" if self.outcome[1] == "OK" else "failed", self.outcome[2] or ""
-        if exit_status == 0 and not any(map(SKETCH_ERROR.match, self.lines)):
-            return "done", self.text() or "The script has run. It did not say what it did."
-        silent = f"sketchtool ended with {exit_status} and printed nothing. Try the menu in Sketch."
+        if exit_status == 0 and not self.has_error:
+            return "done", self.text() or "The script ran, and did not say what it did."
+        silent = f"sketchtool ended with {exit_status} and said nothing. Try it from Sketch's menu."
         return "failed", self.text() or silent
 
 
 def unquoted(line: bytes) -> str:
     """Return a line as text, and of one that is a JavaScript string what is in its quotes."""
     text = line.decode("utf-8", "replace").rstrip()
-    quoted = QUOTED.match(text)
+    quoted = re.match(QUOTED, text)
     if quoted and (quoted[2] or len(line) == LINE_SIZE):
         # It is written as JSON is, but for the two kinds of quotes.
         string = quoted[1].replace("\\'", "'").replace('"', '\\"')
-        with suppress(ValueError):
-            return json.loads(f'"{string}"')
+        try:
+            return json.loads(f'"{string}"', strict=False)
+        except ValueError:  # it has an escape that only JavaScript knows
+            return quoted[1]
     return text
 
 
 # ---- The bridge ---------------------------------------------------------------------------------
 
-LOCAL_HOST = re.compile(r"(?i)(localhost|127\.0\.0\.1|\[::1\])(:[0-9]*)?")
+LOCAL_HOST = r"(?i)(localhost|127\.0\.0\.1|\[::1\])(:[0-9]*)?"
 
 
 class DialogueHandler(WebSocketHandler):
@@ -847,12 +857,14 @@ class DialogueHandler(WebSocketHandler):
         A web page has another Origin, except in a sandboxed frame, which has null as a page from
         disk has. One that was made to resolve to this computer (DNS rebinding) has another Host.
         """
+        import hmac  # as hashlib is, in the handshake
+
         host = self.headers["host"]
         origin = self.headers.get("origin")
-        require(LOCAL_HOST.fullmatch(host), 403, f"Host {host}")
+        require(re.fullmatch(LOCAL_HOST, host), 403, f"Host {host}")
         require(origin in (None, "null", "file://"), 403, f"Origin {origin}")
         super().check_handshake()
-        has_token = secrets.compare_digest(self.target, f"/?token={self.server.token}")
+        has_token = hmac.compare_digest(self.target, f"/?token={self.server.token}")
         require(has_token, 403, "a wrong token, or none")
 
     def message_received(self, message: str | bytes) -> None:
@@ -860,9 +872,11 @@ class DialogueHandler(WebSocketHandler):
         self.log("<", message)
         if message not in SCRIPTS:
             sends = f'This button sends "{message[:MAX_LOGGED]}"; SCRIPTS in pebble_ws.py lists no'
-            self.answer(message, "unknown", f"{sends} such message. Add it, and start again.")
+            self.answer(message, "unknown", f"{sends} such message. Add it and start again.")
         elif not self.server.take(self, message):
-            self.answer(message, "busy", f"{MAX_WAITING} clicks are waiting. Try again after them.")
+            self.answer(
+                message, "busy", f"{MAX_WAITING} clicks are waiting already. Try again soon."
+            )
 
     def answer(self, message: str, status: str, output: str, suffix: str = "") -> None:
         """Tell the log and the dialogue, if it is still there, how a click went."""
@@ -883,7 +897,7 @@ class Bridge(WebSocketServer):
         self.listen_at_ipv6()
         self.app = app
         self.dry_run = dry_run
-        self.token = secrets.token_urlsafe(32)
+        self.token = os.urandom(32).hex()
         self.clicks: deque[tuple[DialogueHandler, str]] = deque()  # the first of them is running
         self.stop_time = float("inf")  # by time.monotonic(); then whatever runs is killed
         self.clicked = threading.Condition()  # held while these two are read or changed
@@ -930,7 +944,7 @@ class Bridge(WebSocketServer):
                     return
                 dialogue, message = self.clicks[0]
             if self.is_stopping() or dialogue.state != OPEN:
-                dialogue.log("=", f"dropped {message}: nobody waits for it any more")
+                dialogue.log("=", f"dropped {message}: nobody is waiting for it any more")
             else:
                 self.run_click(dialogue, message)
             with self.clicked:
@@ -941,8 +955,10 @@ class Bridge(WebSocketServer):
         start = time.monotonic()
         try:
             status, output = self.run(dialogue, message)
-        except (UserError, OSError, ValueError) as error:  # of the system, if it does not start
+        except UserError as error:
             status, output = "failed", str(error)
+        except OSError as error:
+            status, output = "failed", f"sketchtool does not start: {error.strerror}. Open Sketch."
         except Exception:
             status, output = "failed", "An error in pebble_ws.py; the server's window shows it."
             sys.excepthook(*sys.exc_info())
@@ -1030,7 +1046,8 @@ SESSION = f"{BUNDLE}/Contents/Resources/session.js"
 PLUGINS = "~/Library/Application Support/com.bohemiancoding.sketch3/Plugins"
 
 EXAMPLES = """
-Without arguments it starts the server for the plugin beside it: as a dry run, if this is no macOS.
+Without arguments it starts the server of the plugin that it belongs to. Where there can be no
+Sketch, because this is not macOS, that is a dry run: it answers which script would run.
 
 examples:  python3 pebble_ws.py --dry-run
            python3 pebble_ws.py --sketch "$HOME/Applications/Sketch Beta.app"
@@ -1042,10 +1059,11 @@ def main(argv: list[str] | None = None) -> int:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until serve waits for them
     try:
         if not hasattr(os, "waitstatus_to_exitcode"):
-            raise UserError(f"Python 3.9 or newer is needed; this is {sys.version.split()[0]}.")
+            version = sys.version.split()[0]
+            raise UserError(f"This is Python {version}. Start pebble_ws.py with 3.9 or newer.")
         options = parse_arguments(argv)
         if not os.path.isdir(BUNDLE):
-            raise UserError(f"There is no {BUNDLE}. Keep pebble_ws.py beside the folder plugin.")
+            raise UserError("Keep pebble_ws.py in a plugin's Contents/Sketch, or beside plugin/.")
         if options.install is None:
             app = options.sketch and os.path.abspath(options.sketch)
             serve(options.port, app, options.dry_run)
@@ -1135,7 +1153,7 @@ def lock(bundle: str, at_end: ExitStack) -> None:
         at_end.callback(os.close, descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError("The plugin's server is running. Stop it with Ctrl-C first.") from None
+        raise UserError("The plugin's server is running already. Stop it with Ctrl-C.") from None
     except OSError:
         pass  # there is nothing to lock, or the file system knows no locks
 
@@ -1147,21 +1165,23 @@ def listen(port: int | None, app: str | None, dry_run: bool) -> Bridge:
             return Bridge(candidate, app, dry_run)
         except OSError as error:
             problem = error.strerror
-    raise UserError(f"Port {port} cannot be used: {problem}. Leave --port out to use another.")
+    raise UserError(f"Port {candidate} cannot be used: {problem}. Leave out --port for another.")
 
 
 def log_what_clicks_will_do(bridge: Bridge) -> None:
     """Tell of a dry run, a missing Sketch, and what is wrong with the plugin."""
     if bridge.dry_run:
-        from urllib.parse import quote
+        from pathlib import Path
 
-        page = quote(f"{BUNDLE}/Contents/Resources/pebble-dialogue.html")
         bridge.log("=", "dry run: no script runs; a click is answered with what Sketch would run")
-        bridge.log("=", "to try it, open", f" file://{page}")
+        for page in Path(BUNDLE).glob("Contents/Resources/*.html"):
+            bridge.log("=", "to try it, open", f" {page.as_uri()}")
     elif not bridge.app:
         bridge.log("!", NO_SKETCH)
     if not IS_INSTALLED and os.path.isdir(os.path.expanduser(f"{PLUGINS}/pebble.sketchplugin")):
-        bridge.log("!", "Sketch shows the installed copy. Choose start-webservice in its menu.")
+        bridge.log(
+            "!", "Sketch uses the installed copy, not this one: choose start-webservice in it."
+        )
     for mistake in find_mistakes():
         bridge.log("!", mistake)
 
@@ -1204,7 +1224,7 @@ def install(folder: str) -> None:
     with ExitStack() as at_end:
         lock(target, at_end)
 
-    before = target.replace(".sketchplugin", ".before")  # a name that Sketch does not load
+    before = target[: -len("sketchplugin")] + "before"  # a name that Sketch does not load
     is_update = os.path.exists(target)
     new = f"{target}.new"
     try:
@@ -1216,20 +1236,22 @@ def install(folder: str) -> None:
     except OSError as error:
         if is_update and not os.path.exists(target):
             os.rename(before, target)
-        shutil.rmtree(new, ignore_errors=True)
-        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error
-        raise UserError(f"{target} cannot be written: {reason}.") from None
+        remove_folder(new)
+        reason = error.args[0][0][2] if isinstance(error.args[0], list) else error  # shutil.Error
+        raise UserError(f"{target} cannot be written: {reason}. Fix that.") from None
 
     with suppress(AttributeError):  # a stand-in for stdout
         sys.stdout.reconfigure(errors="backslashreplace")  # any name, whatever the locale
     print(printable(f"Copied the plugin, with pebble_ws.py, to {target}."))
     if is_update:
-        print(printable(f"The earlier copy, with all that you changed in it, is {before}."))
-    print("Next: restart Sketch, and choose Plugins > websocket > start-webservice.")
+        print(printable(f"The earlier copy, with everything you changed in it, is now {before}."))
+    print("Next: restart Sketch and, in the plugin's menu, choose start-webservice.")
 
 
 def copy_plugin(target: str) -> None:
     """Copy the bundle and this file, so that their user can change them. Raise OSError."""
+    import shutil
+
     remove_folder(target)
     ignored = shutil.ignore_patterns("session.js*", "pebble_ws.py", "__pycache__", ".DS_Store")
     shutil.copytree(BUNDLE, target, ignore=ignored, copy_function=shutil.copyfile)
@@ -1243,9 +1265,13 @@ def copy_plugin(target: str) -> None:
 
 def remove_folder(path: str) -> None:
     """Remove a folder, if it is there, with the read-only ones in it. Raise OSError."""
+    import shutil
+
+    if os.path.islink(path) or os.path.isfile(path):
+        os.remove(path)
     for folder, _, _ in os.walk(path):
         os.chmod(folder, 0o755)
-    shutil.rmtree(path, ignore_errors=not os.path.lexists(path))
+    shutil.rmtree(path, ignore_errors=not os.path.exists(path))
 
 
 if __name__ == "__main__":
