@@ -10,6 +10,7 @@ of the log, an answer, or a state, all with an end. What needs a JavaScript engi
 skipped, with the reason, where there is none, and required where CI is set.
 """
 
+import ast
 import base64
 import concurrent.futures
 import contextlib
@@ -36,6 +37,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import types
@@ -4108,15 +4110,39 @@ class Install(CommandLineTestCase):
 
 # ---- README -------------------------------------------------------------------------------------
 
+ROOT = os.path.dirname(PROGRAM)
+
+
+def readme():
+    return read(f"{ROOT}/README.md")
+
+
+def section(title):
+    """Return what stands under a title of the README, up to the next one of its level."""
+    level = title.partition(" ")[0]
+    end = rf"(?=^#{{2,{len(level)}}} |\Z)"
+    (found,) = re.findall(rf"^{re.escape(title)}\n(.*?){end}", readme(), re.S | re.M)
+    return found
+
 
 class Readme(TestCase):
-    def setUp(self):
-        self.text = read(os.path.join(os.path.dirname(PROGRAM), "README.md"))
-
     def test_two_commands_stand_in_its_first_lines(self):
-        beginning = self.text.splitlines()[:15]
+        beginning = readme().splitlines()[:15]
         for command in ("python3 pebble_ws.py", "python3 -m unittest"):
-            self.assertTrue([line for line in beginning if line.startswith(command)], command)
+            self.assertIn(command, beginning)
+
+    def test_a_mac_can_take_its_commands_as_they_are_pasted(self):
+        # zsh, as it is on a Mac, takes a comment for arguments.
+        for block in re.findall(r"```sh\n(.*?)```", readme(), re.S):
+            self.assertNotIn("#", block)
+
+    def test_all_that_it_points_to_is_there(self):
+        text = readme()
+        for path in re.findall(r'<img src="([^"]+)"', text):
+            self.assertTrue(os.path.isfile(f"{ROOT}/{path}"), path)
+        titles = re.findall(r"^#+ (.*)", text, re.M)
+        for anchor in re.findall(r"\]\(#([^)]+)\)", text):
+            self.assertIn(anchor, [title.lower().replace(" ", "-") for title in titles])
 
     def test_its_transcript_is_what_the_server_prints(self):
         bundle = installed(temporary_folder(self.addCleanup))
@@ -4126,29 +4152,442 @@ class Readme(TestCase):
         client.send(close_of(1001))
         self.assert_fails(client, 1001)
         server.wait_for("closed")
-        shown = re.search(r"```\n(\S+ = dry run.*?)```", self.text, re.S)[1].splitlines()
-        changes = ((bundle, "…/plugin/pebble.sketchplugin"), (str(server.port), "9912"))
+        shown = re.search(r"```\n(\S+ = dry run.*?)```", readme(), re.S)[1].strip()
         printed = "\n".join(filter(None, server.log))
-        for real, example in changes:
+        for real, example in (
+            (pathlib.Path(bundle).as_uri(), "file:///…/plugin/pebble.sketchplugin"),
+            (str(server.port), "9912"),
+        ):
             printed = printed.replace(real, example)
         any_time = r"\d\d:\d\d:\d\d|\d+ ms"
-        self.assertEqual(re.split(any_time, "\n".join(shown)), re.split(any_time, printed))
+        self.assertEqual(re.split(any_time, shown), re.split(any_time, printed))
 
-    def test_its_server_of_any_kind_runs(self):
-        code = re.search(r"```python\n(.*?)```", self.text, re.S)[1]
+    def test_its_servers_of_any_kind_run(self):
+        echo, chat = re.findall(r"```python\n(.*?)```", section("## How it works"), re.S)
+        for code, count in ((echo, 1), (chat, 2)):
+            with self.subTest(code):
+                server = self.run_example(code)
+                sender, *others = [
+                    self.connect(client_frame(PING), server=server) for _ in range(count)
+                ]
+                for client in (sender, *others):
+                    self.assertEqual((PONG, b""), client.receive())
+                sender.send(client_frame(TEXT, "Grüße"))
+                for client in (sender, *others):
+                    self.assertEqual("Grüße", client.receive())
+
+    def run_example(self, code):
+        """Run a program at any free port instead of its own; return as much of a Server."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        program = "\n".join(line[2:] for line in code.splitlines()).replace("9001", str(port))
-        process = subprocess.Popen([*PYTHON, "-c", program], cwd=os.path.dirname(PROGRAM))
-        self.addCleanup(process.wait)
-        self.addCleanup(process.kill)
-        server = types.SimpleNamespace(port=port, target="/")
+        self.assertIn("9001", code)
+        self.process([*PYTHON, "-c", code.replace("9001", str(port))], cwd=ROOT)
 
-        def connected():
+        def listens():
             with contextlib.suppress(ConnectionRefusedError):
-                return self.connect(client_frame(TEXT, "Grüße"), server=server)
+                socket.create_connection(("127.0.0.1", port)).close()
+                return True
 
-        self.assertEqual("Grüße", wait_until(connected).receive())
+        wait_until(listens)
+        return types.SimpleNamespace(port=port, target="/")
+
+    def test_its_table_of_troubles_has_each_line_that_is_said_and_no_other(self):
+        rows = re.findall(r"^\| (`.*?) \|", section("## When something goes wrong"), re.M)
+        spans = [span for row in rows for span in re.findall("`([^`]+)`", row)]
+        self.assertEqual(len(spans), len(set(spans)), "a line stands there twice")
+        patterns = [".*".join(map(re.escape, span.split("…"))) for span in spans]
+        said = set(all_that_is_said())
+        missing = [text for text in said if not any(re.fullmatch(each, text) for each in patterns)]
+        self.assertEqual([], sorted(missing), "said, and not in the table")
+        for span, pattern in zip(spans, patterns):
+            self.assertGreater(len(re.findall("[A-Za-z]", span)), 5, span)
+            self.assertTrue([text for text in said if re.fullmatch(pattern, text)], span)
+
+
+def all_that_is_said():
+    """Yield what the server, the general scripts and the page say; … stands for what differs."""
+    contents = f"{PLUGIN}/Contents"
+    yield from said_in_python(PROGRAM)
+    yield from re.findall('fail "(.*?)"', read(f"{contents}/Sketch/start.command"))
+    for path in (
+        "Sketch/panel.js",
+        "Sketch/open-panel.cocoascript",
+        "Sketch/start-webservice.cocoascript",
+        "Sketch/webservice-starting-information.cocoascript",
+        "Resources/back-channel.js",
+    ):
+        yield from said_in_javascript(f"{contents}/{path}")
+
+
+# Functions, and which of their arguments is said.
+SAYING = {"UserError": 0, "print": 0, "error": 0, "log": 1, "answer": 2}
+FAILING = ("require", "ProtocolError", "_fail")  # the last is a reason, a code is before it
+
+
+def said_in_python(path):
+    tree = ast.parse(read(path))
+    everywhere = texts_by_name(tree.body)
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            names = {**everywhere, **texts_by_name(ast.walk(function))}
+            for node in ast.walk(function):
+                for text in said_by(node, names):
+                    # What another program printed may come before it, in lines of its own.
+                    text = text.rpartition("\n")[2]
+                    is_resolved_elsewhere = re.match("(refused|closed) …|pebble_ws.py: …", text)
+                    if re.search("[a-z]", text) and not is_resolved_elsewhere:
+                        yield text
+
+
+def texts_by_name(nodes):
+    """Return the texts that are given a name, by that."""
+    return {
+        node.targets[0].id: node.value
+        for node in nodes
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        if isinstance(node.value, (ast.Constant, ast.JoinedStr))
+    }
+
+
+def said_by(node, names):
+    """Yield what one call or statement says."""
+    if isinstance(node, ast.Call):
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        arguments = node.args
+        if len(arguments) > SAYING.get(name, len(arguments)):
+            text = text_of(arguments[SAYING[name]], names)
+            sign = getattr(arguments[0], "value", "")
+            yield f"= {text}" if sign == "=" else text
+        if name in FAILING and len(arguments) > 1:
+            reason = text_of(arguments[-1], names)
+            codes = [getattr(each, "value", None) for each in ast.walk(arguments[-2])]
+            for code in (code for code in codes if isinstance(code, int)):
+                yield f"! {'refused' if code < 1000 else 'closed'} {code}: {reason}"
+    if isinstance(node, (ast.Assign, ast.Return)) and isinstance(node.value, ast.Tuple):
+        status, output = node.value.elts[:2]
+        if getattr(status, "value", None) in ("done", "failed", "dry run"):
+            for either in getattr(output, "values", [output]):
+                yield text_of(output if isinstance(output, ast.JoinedStr) else either, names)
+
+
+def text_of(node, names):
+    """Return a text, with … for what differs."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text_of(each, names) for each in node.values)
+    if isinstance(node, ast.FormattedValue):
+        return text_of(node.value, names)
+    if isinstance(node, ast.Name) and node.id in names:
+        return text_of(names[node.id], {})
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        return text_of(node.func.value, names)  # "…".strip()
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "printable":
+        return text_of(node.args[0], names)
+    return "…"
+
+
+def said_in_javascript(path):
+    """Yield what is a Problem in it, and what else begins and ends as a sentence does."""
+    code = re.sub(r"/\*[\s\S]*?\*/|^\s*//.*|\s//\s.*", "", read(path), flags=re.M)
+    literal = r""""(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|`(?:[^`\\]|\\.)*`"""
+    for found in re.finditer(
+        rf"(new Problem\(\s*)?((?:{literal})(?:\s*\+\s*(?:{literal}))*)", code
+    ):
+        parts = re.findall(literal, found[2])
+        text = "".join(re.sub(r"\$\{[^}]*\}", "…", part[1:-1]) for part in parts)
+        if found[1] or re.fullmatch(r'[A-Z"…✕].*[a-z].*[ :].*(\W|Sketch)', text):
+            yield text.strip()
+
+
+class Recipe:
+    """What a section of the README tells to do, done step by step, and nothing else.
+
+    A sentence before a block that is not understood is a mistake in the README: a person would have
+    to guess, too.
+    """
+
+    BLOCK = re.compile(r"^( *)```\w+\n(.*?)^\1```$", re.S | re.M)
+    PAIR = r"`([^`]+)` with `([^`]+)`"
+
+    def __init__(self, title, bundle, folder=ROOT, environment=None):
+        self.bundle, self.folder, self.environment = bundle, folder, environment
+        # The steps are numbered; nothing else there is to be done.
+        steps = re.findall(r"^\d\. .*?(?=^\S|\Z)", section(title), re.S | re.M)
+        self.done = [self.follow(step) for step in steps]
+
+    def follow(self, step):
+        """Do a step; return how many things there were to do."""
+        done = 0
+        while block := self.BLOCK.search(step):
+            prose = " ".join(step[: block.start()].split())
+            done += self.replace(prose)
+            self.use(block[2] if not block[1] else textwrap.dedent(block[2]), prose)
+            done += 1
+            step = step[block.end() :]
+        return done + self.replace(" ".join(step.split()))
+
+    def use(self, block, prose):
+        """Do with a block what the last sentence before it says."""
+        for pattern, method in (
+            (r"In `([^`]+)`, (below|above) the line `([^`]+)`, add\b[^.:]*:", self.add),
+            (r"In `([^`]+)`, replace the lines from `([^`]+)` to `([^`]+)` with:", self.exchange),
+            (r"Save this as `([^`]+)`.*:", self.save),
+            (r"Paste this into Terminal, in this folder\..*:", self.paste),
+        ):
+            if found := re.fullmatch(rf".*?{pattern}", prose):
+                return method(block, *found.groups())
+        raise AssertionError(f"What shall be done with what comes after this? {prose}")
+
+    def path(self, name):
+        return f"{self.bundle if name.startswith('Contents/') else self.folder}/{name}"
+
+    def add(self, block, name, where, text):
+        lines = read(self.path(name)).splitlines(keepends=True)
+        (place,) = [i for i, line in enumerate(lines) if line.strip() == text]
+        lines.insert(place + (where == "below"), block)
+        write(self.path(name), "".join(lines))
+
+    def exchange(self, block, name, first, last):
+        lines = read(self.path(name)).splitlines(keepends=True)
+        (start,) = [i for i, line in enumerate(lines) if line.startswith(first)]
+        end = next(i for i in range(start, len(lines)) if lines[i].startswith(last))
+        lines[start : end + 1] = [block]
+        write(self.path(name), "".join(lines))
+
+    def save(self, block, name):
+        if os.path.exists(self.path(name)):
+            raise AssertionError(f"{name} is there already")
+        write(self.path(name), block)
+
+    def paste(self, block):
+        in_terminal(block, self.folder, self.environment)
+
+    def replace(self, prose):
+        """Replace what a sentence tells to replace in a line; return in how many places."""
+        count = 0
+        for found in re.finditer(
+            rf"[Ii]n `([^`]+)`, replace ({self.PAIR}(,? and {self.PAIR})*)", prose
+        ):
+            path = self.path(found[1])
+            for old, new in re.findall(self.PAIR, found[2]):
+                text = read(path)
+                if text.count(old) != 1:
+                    raise AssertionError(f"{old} is not once in {found[1]}")
+                write(path, text.replace(old, new))
+                count += 1
+        return count
+
+
+def in_terminal(commands, folder, environment):
+    """Do what is pasted into a terminal, up to the first command that fails."""
+    done = subprocess.run(
+        ["sh", "-e", "-c", commands],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+    if done.returncode:
+        raise AssertionError(done.stdout + done.stderr)
+
+
+class DesignersTestCase(TestCase):
+    """A designer's home with Sketch's plugins folder, and a copy of this project."""
+
+    def setUp(self):
+        if not ENGINES and not CI:
+            self.skipTest("the plugin's scripts need an engine, jsc or node")
+        self.home = temporary_folder(self.addCleanup)
+        self.plugins = f"{self.home}/Library/Application Support/com.bohemiancoding.sketch3/Plugins"
+        os.makedirs(self.plugins)
+        self.checkout = f"{self.home}/pebble"
+        shutil.copytree(f"{ROOT}/plugin", f"{self.checkout}/plugin", ignore=NOT_COPIED)
+        for name in ("pebble_ws.py", "test_pebble_ws.py", "README.md"):
+            shutil.copy(f"{ROOT}/{name}", self.checkout)
+
+        programs = f"{self.home}/bin"
+        os.mkdir(programs)
+        for name, shell in (
+            ("python3", f'exec {shlex.join(PYTHON)} "$@"'),
+            ("open", f'test -d "$1" && echo "$1" >>{shlex.quote(self.home)}/opened'),
+        ):
+            write(f"{programs}/{name}", f"#!/bin/sh\n{shell}\n")
+            os.chmod(f"{programs}/{name}", 0o755)
+        path = f"{programs}:{os.environ['PATH']}"
+        self.environment = {**os.environ, "HOME": self.home, "PATH": path, "CI": ""}
+
+    def installed(self):
+        """Install what is in the checkout as the README says; return the bundle."""
+        (commands,) = re.findall(
+            r"```sh\n(.*?)```", section("## Add a button, a field, a page"), re.S
+        )
+        in_terminal(commands, self.checkout, self.environment)
+        return f"{self.plugins}/pebble.sketchplugin"
+
+    def own_plugin(self):
+        """Make the plugin of one's own; return the bundle."""
+        bundle = f"{self.plugins}/spacing.sketchplugin"
+        recipe = Recipe("## A plugin of your own", bundle, self.checkout, self.environment)
+        self.assertEqual([1, 1, 2, 1, 1], recipe.done)
+        return bundle
+
+    def serve(self, bundle):
+        """Start a bundle's server as its menu does; return it and a Sketch of its own."""
+        sketch = StandInSketch(temporary_folder(self.addCleanup))
+        self.addCleanup(sketch.close)
+        command = [f"{bundle}/Contents/Sketch/start.command", "--sketch", sketch.app]
+        server = self.started(self.addCleanup, bundle, command=command, env=self.environment)
+        return server, sketch
+
+    def model(self, sketch, engine, selection, title, *other):
+        """Let a Sketch run scripts in the model, with a panel open, and another one beside it."""
+        words = [engine, "run.js", "--", "run"]
+        panels = shlex.join([selection, title, *other])
+        sketch.mood(f'cd {shlex.quote(TESTS)} && exec {shlex.join(words)} "$2" "$3" {panels}')
+
+
+NOT_COPIED = shutil.ignore_patterns("session.js*", "__pycache__")
+
+
+class AButtonAFieldAndAPage(DesignersTestCase):
+    """The recipes for the dialogue, done word for word."""
+
+    def setUp(self):
+        super().setUp()
+        self.bundle = f"{self.checkout}/plugin/pebble.sketchplugin"
+
+    def follow(self, title, done):
+        self.assertEqual(done, Recipe(title, self.bundle, self.checkout, self.environment).done)
+
+    def test_each_alone_fits_together_with_the_rest(self):
+        for title, done in (("### A button", [1, 1, 2, 1]), ("### A page", [1, 1])):
+            with self.subTest(title):
+                shutil.rmtree(self.bundle)
+                shutil.copytree(PLUGIN, self.bundle, ignore=NOT_COPIED)
+                shutil.copy(PROGRAM, self.checkout)
+                self.follow(title, done)
+                self.installed()
+
+    def test_the_button_does_what_its_script_says_with_the_fields_value(self):
+        self.follow("### A button", [1, 1, 2, 1])
+        server, sketch = self.serve(self.installed())
+        client = self.connect(server=server)
+        for engine in ENGINES:
+            for selection, status, output in (
+                ("pair", "done", "Numbered 1, 2."),
+                ("nothing", "failed", "Select some layers."),
+            ):
+                with self.subTest(output, engine=engine):
+                    self.model(sketch, engine, selection, json.dumps(VALUES))
+                    answer = client.click("number")
+                    self.assertEqual((status, output), (answer["status"], answer["output"]))
+        client.close()
+        server.stop()
+
+        self.follow("### A field", [1, 2])
+        server, sketch = self.serve(self.installed())
+        client = self.connect(server=server)
+        for engine in ENGINES:
+            with self.subTest("with the field", engine=engine):
+                self.model(sketch, engine, "pair", json.dumps({**VALUES, "prefix": "Step-"}))
+                self.assertEqual("Numbered Step-1, Step-2.", client.click("number")["output"])
+                self.model(sketch, engine, "pair", json.dumps(VALUES))
+                answer = client.click("number")
+                self.assertEqual("failed", answer["status"])
+                self.assertIn('number.cocoascript asks for "prefix"', answer["output"])
+
+    def test_the_plugins_own_tests_still_pass(self):
+        for title, done in (
+            ("### A button", [1, 1, 2, 1]),
+            ("### A field", [1, 2]),
+            ("### A page", [1, 1]),
+        ):
+            self.follow(title, done)
+        for engine in ENGINES:
+            with self.subTest(engine):
+                done = subprocess.run(
+                    [engine, "run.js"],
+                    cwd=f"{self.checkout}/plugin/tests",
+                    capture_output=True,
+                    encoding="utf-8",
+                    timeout=60,
+                )
+                self.assertRegex(done.stdout, r"(?m)^[1-9]\d* passed, 0 failed$")
+
+
+class APluginOfOnesOwn(DesignersTestCase):
+    """The README's five steps, done word for word."""
+
+    def test_it_is_made_of_the_general_files_and_three_of_its_own(self):
+        bundle = self.own_plugin()
+        names = [f"{folder}/{name}" for folder, _, files in os.walk(bundle) for name in files]
+        self.assertEqual(
+            {
+                "Resources/back-channel.js",
+                "Resources/icon.png",
+                "Resources/spacing.html",
+                "Sketch/manifest.json",
+                "Sketch/open-panel.cocoascript",
+                "Sketch/panel.js",
+                "Sketch/pebble_ws.py",
+                "Sketch/space.cocoascript",
+                "Sketch/start-webservice.cocoascript",
+                "Sketch/start.command",
+                "Sketch/webservice-starting-information.cocoascript",
+            },
+            {name.replace(f"{bundle}/Contents/", "") for name in names},
+        )
+        self.assertEqual(f"{bundle}/Contents\n", read(f"{self.home}/opened"))
+        self.assertEqual([], [*page_mistakes(bundle, ["space"]), *handler_mistakes(bundle)])
+
+    def test_a_click_does_what_the_script_says(self):
+        bundle = self.own_plugin()
+        server, sketch = self.serve(bundle)
+        self.assertEqual([], [line for line in server.first_lines if " ! " in line])
+        client = self.connect(server=server)
+        for engine in ENGINES:
+            for gap, selection, status, output in (
+                ("12", "pair", "done", "Spaced 2 layers."),
+                ("-0.5", "pair", "done", "Spaced 2 layers."),
+                ("", "pair", "failed", '"" is not a number. Type one into Gap.'),
+                ("8 px", "pair", "failed", '"8 px" is not a number. Type one into Gap.'),
+                ("8", "watch", "failed", "Select two layers or more."),
+                ("8", "nothing", "failed", "Select two layers or more."),
+            ):
+                with self.subTest(gap, selection=selection, engine=engine):
+                    self.model(sketch, engine, selection, json.dumps({"gap": gap}))
+                    answer = client.click("space")
+                    self.assertEqual((status, output), (answer["status"], answer["output"]))
+            with self.subTest("no panel", engine=engine):
+                self.model(sketch, engine, "pair", "")
+                output = "Open the panel first: choose open-panel in the Plugins menu (Spacing)."
+                self.assertEqual(output, client.click("space")["output"])
+        self.assertEqual([bundle, "space"], sketch.calls()[0][1:3])
+
+    def test_it_and_this_plugin_see_nothing_of_each_other(self):
+        own, other = self.own_plugin(), self.installed()
+        own_panel = (own, json.dumps({"gap": "8"}))
+        other_panel = (other, json.dumps(VALUES))
+        servers = []
+        for bundle, message, output, panels in (
+            (own, "space", "Spaced 2 layers.", (own_panel[1], *other_panel)),
+            (other, "rotate", "Rotated minutes by 30°.", (other_panel[1], *own_panel)),
+        ):
+            server, sketch = self.serve(bundle)
+            servers.append((server, sketch, message))
+            self.model(sketch, ENGINES[0], "pair", *panels)
+            self.assertEqual(output, self.connect(server=server).click(message)["output"])
+        (one, *_), (two, *_) = servers
+        self.assertNotEqual(one.port, two.port)
+        with self.subTest("the token of one is none of the other's"):
+            client = self.request(head(one.target), server=two)
+            self.assertEqual("HTTP/1.1 403 Refused", client.refusal()[0])
+        for server, sketch, message in servers:
+            self.assertEqual([message], [call[2] for call in sketch.calls()])
+            self.assertEqual(1, len(server.lines(" > ")))
 
 
 # ---- The plugin's scripts -----------------------------------------------------------------------

@@ -10,7 +10,8 @@
  *     … -- run BUNDLE COMMAND SELECTION TITLE   print what Sketch prints when it runs a command of
  *                                               a bundle: selected is "nothing", a "pair" of
  *                                               layers or a "watch"; the panel's page has this
- *                                               title, or is not open if that is empty
+ *                                               title, or is not open if that is empty. After it,
+ *                                               another bundle, with its panel's title
  *     … -- starting-information BUNDLE APP      print the command that the script puts on the
  *                                               clipboard for these two
  */
@@ -45,7 +46,7 @@ const tests = [];
 
 const manifest = JSON.parse(read(`${scripts}/manifest.json`));
 
-// Commands that somebody adds may follow these, and have other names.
+// Commands that somebody adds have other names; in the menu they follow these.
 const WEBSOCKET = ["webservice-starting-information", "start-webservice"];
 const DIALOGUE = ["open-panel", "rotate", "rotate-duplicate", "set-time", "undo"];
 
@@ -57,9 +58,10 @@ test("each command in the manifest has a script with a function that Sketch find
   }
 });
 
-test("the plugin's own commands come first, each named as its script", () => {
+test("the plugin's own commands are each named as their script", () => {
+  const own = manifest.commands.filter((one) => [...WEBSOCKET, ...DIALOGUE].includes(one.name));
   equal(
-    manifest.commands.slice(0, 7).map((own) => [own.identifier, own.name, own.script, own.handler]),
+    own.map((own) => [own.identifier, own.name, own.script, own.handler]),
     [...WEBSOCKET, ...DIALOGUE].map((name) => [name, name, `${name}.cocoascript`, "onRun"]),
   );
 });
@@ -1409,28 +1411,31 @@ function runTests() {
 /** A Sketch with a real bundle in it, and what else is on this disk. */
 function withBundle(bundle) {
   const sketch = Object.assign(new Model(read, bundle), { bundle });
-  sketch.fileExists = (path) => {
+  sketch.text = (path) => {
     try {
-      return read(path) !== undefined;
+      return read(path);
     } catch (error) {
-      return false;
+      return undefined;
     }
   };
   return sketch;
 }
 
 /** What Sketch prints when it runs a command. */
-function printRun(bundle, command, selection, title) {
+function printRun(bundle, command, selection, title, otherBundle, otherTitle) {
   const sketch = withBundle(bundle);
-  if (title) {
-    sketch.run("open-panel");
-    sketch.title = title;
-    sketch.lines = [];
-  }
+  if (title) openPanel(sketch, bundle, title);
+  if (otherBundle) openPanel(sketch, otherBundle, otherTitle);
   if (selection === "pair") pair(sketch);
   if (selection === "watch") watch(sketch);
   sketch.run(command);
   end(sketch.lines.join("\n"), true);
+}
+
+function openPanel(sketch, bundle, title) {
+  sketch.run("open-panel", bundle);
+  sketch.title = title;
+  sketch.lines = [];
 }
 
 /** What the script puts on the clipboard for a real bundle, and a Sketch anywhere. */
