@@ -6440,5 +6440,119 @@ class InWPEWebKit(DialogueTestCase):
 del DialogueTestCase
 
 
+# ---- The README's recipes, in browsers ----------------------------------------------------------
+
+
+class RecipesTestCase(DesignersTestCase):
+    """What the README tells a designer to make, as it is seen and clicked in two windows."""
+
+    engine = None
+
+    def window(self):
+        """Return a browser of its own: WebKit has one window in each."""
+        try:
+            browser = Browser(self.engine)
+        except NoBrowser as missing:
+            if CI:
+                raise
+            self.skipTest(str(missing))
+        self.addCleanup(browser.close)
+        return browser
+
+    def open(self, bundle, page):
+        browser = self.window()
+        browser.open(pathlib.Path(f"{bundle}/Contents/Resources/{page}").as_uri())
+        return browser
+
+    def shows(self, browser, id_, text):
+        """Wait until an element shows a text."""
+
+        def shown():
+            return " ".join(browser.get(browser.find(f"//*[@id='{id_}']"), "text").split())
+
+        try:
+            wait_until(lambda: shown() == text)
+        except AssertionError:
+            self.assertEqual(text, shown())
+
+    def wait_for_button(self, browser, name, is_shown=True):
+        wait_until(lambda: browser.get(browser.button(name), "displayed") == is_shown)
+
+    def click(self, browser, name, sketch, selection="pair"):
+        """Click a button; the script reads its values from the title that the page has then."""
+        title = browser.execute("return document.title")
+        self.model(sketch, ENGINES[0], selection, title)
+        browser.click(browser.button(name))
+
+    def test_a_plugin_of_ones_own_beside_this_one(self):
+        own, other = self.own_plugin(), self.installed()
+        page, dialogue = self.open(own, "spacing.html"), self.open(other, "pebble-dialogue.html")
+        not_connected = (
+            "Not connected. In Sketch’s Plugins menu, choose this plugin’s start-webservice."
+        )
+        self.shows(page, "state", not_connected)
+        self.wait_for_button(page, "Space", is_shown=False)
+        own_server, own_sketch = self.serve(own)
+        self.shows(page, "state", "Connected to Sketch")
+        self.wait_for_button(page, "Space")
+        self.wait_for_button(dialogue, "Rotate", is_shown=False)
+        server, sketch = self.serve(other)
+        self.shows(dialogue, "state", "Connected to Sketch")
+
+        page.enter(page.find("//input[@name='gap']"), "12")
+        self.assertEqual({"gap": "12"}, json.loads(page.execute("return document.title")))
+        self.click(page, "Space", own_sketch)
+        self.shows(page, "answer", "✓ Spaced 2 layers.")
+        self.shows(dialogue, "answer", "")
+        self.click(dialogue, "Rotate", sketch)
+        self.shows(dialogue, "answer", "✓ Rotated minutes by 30°.")
+        self.shows(page, "answer", "✓ Spaced 2 layers.")
+
+        page.enter(page.find("//input[@name='gap']"), "wide")
+        self.click(page, "Space", own_sketch)
+        self.shows(page, "answer", '✕ Failed: "wide" is not a number. Type one into Gap.')
+        self.assertEqual(["space", "space"], [call[2] for call in own_sketch.calls()])
+        self.assertEqual(["rotate"], [call[2] for call in sketch.calls()])
+
+        own_server.stop()
+        self.shows(page, "state", not_connected)
+        self.wait_for_button(page, "Space", is_shown=False)
+        self.shows(dialogue, "state", "Connected to Sketch")
+        self.assertNotIn("space", "".join(filter(None, server.log)))
+
+    def test_a_button_a_field_and_a_page_in_the_dialogue(self):
+        bundle = f"{self.checkout}/plugin/pebble.sketchplugin"
+        for title in ("### A button", "### A field", "### A page"):
+            Recipe(title, bundle, self.checkout, self.environment)
+        bundle = self.installed()
+        dialogue = self.open(bundle, "pebble-dialogue.html")
+        _, sketch = self.serve(bundle)
+        self.wait_for_button(dialogue, "Number")
+        dialogue.enter(dialogue.field("Prefix"), "Step-")
+        self.click(dialogue, "Number", sketch)
+        self.shows(dialogue, "answer", "✓ Numbered Step-1, Step-2.")
+
+        dialogue.click(dialogue.button("More"))
+        self.wait_for_button(dialogue, "Number", is_shown=False)
+        more = dialogue.find("//section[@id='more']//button[normalize-space()='Undo']")
+        self.assertTrue(dialogue.get(more, "displayed"))
+        self.model(sketch, ENGINES[0], "nothing", "")
+        dialogue.click(more)
+        self.shows(dialogue, "answer", "✓ Undid the last step.")
+        dialogue.click(dialogue.button("Rotator"))
+        self.wait_for_button(dialogue, "Number")
+
+
+class RecipesInChromium(RecipesTestCase):
+    engine = "Chromium"
+
+
+class RecipesInWPEWebKit(RecipesTestCase):
+    engine = "WPE WebKit"
+
+
+del RecipesTestCase
+
+
 if __name__ == "__main__":
     unittest.main()
