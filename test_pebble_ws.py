@@ -1838,6 +1838,8 @@ OUTCOMES = (
     ("an escape", r"'OK \u001b[2J\u00e9'" "\n", 0, "done", "\x1b[2Jé"),
     ("an emoji", "'OK 🎉'\n", 0, "done", "🎉"),
     ("an emoji in two escapes", r"'OK \ud83c\udf89'" "\n", 0, "done", "🎉"),
+    ("a raw tab", "'ERROR a\tb'\n", 0, "failed", "a\tb"),
+    ("another escape", r"'ERROR \x41'" "\n", 0, "failed", None),
     ("quoted, within a line", "log: 'ERROR no'\nOK yes\n", 0, "done", "yes"),
     ("quoted, of no such word", r"'It\'s fine.'" "\n", 0, "done", "It's fine."),
     # The last such line, wherever it stands:
@@ -1923,7 +1925,7 @@ class Scripts(BridgeTestCase):
                 if output is not None:
                     self.assertEqual(output, answer["output"])
                 elif printed.strip():
-                    self.assertIn("roken", answer["output"])
+                    self.assertRegex(answer["output"], "roken|41|A")
                 else:
                     self.assertRegex(answer["output"], r"\A\w[^\n]+\.\Z")
 
@@ -1943,6 +1945,7 @@ class Scripts(BridgeTestCase):
         for why, mood, status in (
             ("done", "seq 2000000; echo the end", "done"),
             ("failed", "seq 2000000; echo the end; exit 1", "failed"),
+            ("an error at first", "echo TypeError: x; seq 2000000; echo the end", "failed"),
         ):
             with self.subTest(why):
                 self.sketch.mood(mood)
