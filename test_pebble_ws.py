@@ -4043,9 +4043,10 @@ class Install(CommandLineTestCase):
         self.started(self.addCleanup, copy, "--dry-run").stop()
         self.assertEqual("dry run", self.connect(server=server).click("undo")["status"])
 
-    def test_it_leaves_a_link_and_what_it_leads_to(self):
+    def test_it_leaves_alone_what_a_link_leads_to(self):
         precious = f"{self.folder}/precious"
         os.makedirs(f"{precious}/content")
+        os.chmod(f"{precious}/content", 0o700)
         for target in (precious, f"{self.folder}/nowhere"):
             folder = f"{target} linked"
             os.makedirs(folder)
@@ -4054,7 +4055,17 @@ class Install(CommandLineTestCase):
             self.assertIn((status, error.count("\n")), ((0, 0), (1, 1)))
             kept = "before" if status == 0 else "sketchplugin"
             self.assertEqual(target, os.readlink(f"{folder}/pebble.{kept}"))
+            if status == 0:  # and so it can be done again
+                self.assertEqual((0, ""), self.run_program("--install", folder)[::2])
         self.assertEqual(["content"], os.listdir(precious))
+        self.assertEqual(0o700, os.stat(f"{precious}/content").st_mode & 0o777)
+
+    def test_the_name_of_the_folder_does_not_matter(self):
+        folder = f"{self.elsewhere}/my.sketchplugin copies"
+        self.earlier(folder)
+        status, output, error = self.run_program("--install", folder)
+        self.assertEqual((0, ""), (status, error))
+        self.assertEqual(["pebble.before", "pebble.sketchplugin"], sorted(os.listdir(folder)))
 
     def test_it_keeps_what_it_must_not_replace(self):
         checkout = f"{self.folder}/holds/pebble.sketchplugin"
