@@ -617,6 +617,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 IS_INSTALLED = HERE.endswith(".sketchplugin/Contents/Sketch")  # in the bundle, beside the scripts
 BUNDLE = os.path.abspath(f"{HERE}/../.." if IS_INSTALLED else f"{HERE}/plugin/pebble.sketchplugin")
 
+ENVIRONMENT = dict(os.environb)  # of the scripts; encoded here, and not for each of them
 NO_SKETCH = "macOS found no Sketch. Install it, or name it with --sketch APP, and start again."
 TOO_LATE = "Sketch did not answer in time. The script may still be running in it, or show an alert."
 
@@ -651,7 +652,8 @@ def find_command(message: str) -> tuple[str, str]:
 
     bundle = f"{parent}.sketchplugin"
     commands = read_commands(bundle)
-    identifiers = [command["identifier"] for command in commands if runs(command, bundle, script)]
+    file = os.stat(script)
+    identifiers = [command["identifier"] for command in commands if runs(command, bundle, file)]
     if not identifiers:
         raise UserError(f"No command in manifest.json, with an identifier, runs {name}. Add one.")
     identifier = message if message in identifiers else identifiers[0]
@@ -663,8 +665,10 @@ def find_command(message: str) -> tuple[str, str]:
 def read_commands(bundle: str) -> list[dict]:
     """Return the commands in a bundle's manifest. Raise UserError."""
     try:
-        with open(f"{bundle}/Contents/Sketch/manifest.json", encoding="utf-8-sig") as file:
-            text = TRAILING_COMMA.sub(r"\1", file.read())
+        with open(f"{bundle}/Contents/Sketch/manifest.json", "rb") as file:
+            text = file.read().decode("utf-8-sig")
+        if re.search(r",\s*[\]}]", text):
+            text = TRAILING_COMMA.sub(r"\1", text)
         return [dict(command) for command in json.loads(text)["commands"]]
     except json.JSONDecodeError as error:
         problem = f"{error.msg}. Fix that line, or the one before it."
@@ -673,17 +677,18 @@ def read_commands(bundle: str) -> list[dict]:
         raise UserError("manifest.json is missing, or has no list of commands.") from None
 
 
-def runs(command: dict, bundle: str, script: str) -> bool:
-    """Return whether Sketch can be told to run a command, and that is this script.
+def runs(command: dict, bundle: str, file: os.stat_result) -> bool:
+    """Return whether Sketch can be told to run a command, and its script is this file.
 
     A file may have several names: macOS minds neither case nor the form of Unicode.
     """
     handlers = command.get("handlers")
     can_run = "handler" in command or not isinstance(handlers, dict) or "run" in handlers
-    has_identifier = isinstance(command.get("identifier"), str) and command["identifier"]
-    path = f"{bundle}/Contents/Sketch/{command.get('script')}"
+    if not (can_run and command.get("identifier") and isinstance(command["identifier"], str)):
+        return False
     with suppress(OSError, ValueError):  # there is no such file
-        return bool(can_run and has_identifier) and os.path.samefile(path, script)
+        named = os.stat(f"{bundle}/Contents/Sketch/{command.get('script')}")
+        return os.path.samestat(named, file)
     return False
 
 
@@ -764,7 +769,7 @@ def spawn(arguments: list[str], output: int) -> int:
     actions.append((os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0))
     signals = {"setsigmask": (), "setsigdef": (signal.SIGPIPE, signal.SIGXFSZ)}
     options = {"file_actions": actions, "setpgroup": 0, **signals}
-    return os.posix_spawn(arguments[0], arguments, os.environb, **options)
+    return os.posix_spawn(arguments[0], arguments, ENVIRONMENT, **options)
 
 
 def kill(process: int) -> None:

@@ -4221,6 +4221,237 @@ class PluginScripts(TestCase):
                 self.assertEqual([command_line(bundle, "rotate")], sketch.calls())
 
 
+NODE = shutil.which("node")
+CONSOLE = ("@skpm/console", "@skpm/util")  # .ci/run installs them and sets NODE_PATH
+
+
+def has_console():
+    code = f"{json.dumps(CONSOLE)}.forEach(require.resolve)"
+    return bool(NODE) and subprocess.run([NODE, "-e", code], capture_output=True).returncode == 0
+
+
+class TheModelsConsole(unittest.TestCase):
+    @unittest.skipUnless(CI or has_console(), f"node finds no {' and '.join(CONSOLE)}")
+    def test_it_prints_what_sketchs_own_prints(self):
+        done = subprocess.run(
+            [NODE, "console.js"], capture_output=True, timeout=60, encoding="utf-8", cwd=TESTS
+        )
+        self.assertEqual("", done.stderr)
+        self.assertRegex(done.stdout, r"\A\d+ compared, 0 differ\n\Z")
+
+
+VALUES = {
+    "angle": "30",
+    "rows": [{"name": "5min", "angle": "30"}, {"name": "10 min ü", "angle": "30"}],
+    "time": "10:10:30",
+    "amount": "1",
+}
+OTHERS_SCRIPTS = [  # why, the script, the status, and what the output must have in it
+    ("console, ERROR", 'console.log("ERROR Select a layer.");', "failed", r"\ASelect a layer\.\Z"),
+    ("console, OK", 'console.log("OK It\'s done.");', "done", r"\AIt's done\.\Z"),
+    ("console, two", 'console.log("OK", "It\'s done.");', "done", r"\AIt's done\.\Z"),
+    ("log, ERROR", 'log("ERROR Select a layer.");', "failed", r"\ASelect a layer\.\Z"),
+    ("log, OK", 'log("OK It\'s done.");', "done", r"\AIt's done\.\Z"),
+    (
+        "a backslash, quotes and a letter of two words",
+        r"""console.log("OK C:\\dir 'x' \"y\" \u{1f559}");""",
+        "done",
+        r"""\AC:\\dir 'x' "y" \U0001f559\Z""",
+    ),
+    (
+        "something else besides",
+        'console.log("3 layers"); log("OK Rotated."); console.log({ a: 1 });',
+        "done",
+        r"\ARotated\.\Z",
+    ),
+    ("an object", "console.log({ a: 1 });", "done", r"\A\{ a: 1 \}\Z"),
+    ("OK in the middle", 'console.log("all OK");', "done", r"all OK"),
+    ("nothing", "", "done", "."),
+    ("it throws", "null.x;", "failed", r"\ATypeError: "),
+    ("it throws after a success", 'log("started"); null.x;', "failed", r"TypeError: "),
+    ("a name that is none", "flip();", "failed", "flip"),
+]
+
+
+@unittest.skipUnless(ENGINES or CI, "the plugin's scripts need an engine, jsc or node")
+class ScriptsThroughTheServer(BridgeTestCase):
+    """A click, the server, a sketchtool that runs the script in the model, and the answer."""
+
+    def setUp(self):
+        super().setUp()
+        self.client = self.connect()
+        self.undo = f"{self.bundle}/Contents/Sketch/undo.cocoascript"
+        self.addCleanup(write, self.undo, read(self.undo))
+
+    def click(self, engine, message, selection="nothing", title=None):
+        title = json.dumps(VALUES) if title is None else title
+        model = [engine, "run.js", "--", "run"]
+        self.sketch.mood(
+            f"cd {shlex.quote(TESTS)} && exec {shlex.join(model)} "
+            f'"$2" "$3" {selection} {shlex.quote(title)}'
+        )
+        return self.client.click(message)
+
+    def test_each_script_is_answered_with_what_it_did_or_what_was_wrong(self):
+        two_layers = "Select two layers: the one to rotate, and one with [center] in its name."
+        for message, selection, values, status, output in (
+            ("rotate", "pair", {}, "done", "Rotated minutes by 30°."),
+            ("duplicate", "pair", {}, "done", "Duplicated minutes: 5min, 10 min ü."),
+            ("set-time", "watch", {}, "done", "Set the time to 10:10:30."),
+            ("undo", "nothing", None, "done", "Undid the last step."),
+            ("rotate", "nothing", {}, "failed", f"Nothing is selected. {two_layers}"),
+            ("duplicate", "watch", {}, "failed", f"Only one layer is selected. {two_layers}"),
+            (
+                "set-time",
+                "watch",
+                {"time": "25:99"},
+                "failed",
+                '"25:99" is not a time of day. Type 10, 10:10 or 10:10:30 into the panel.',
+            ),
+            (
+                "rotate",
+                "pair",
+                {"angle": "it's\n\\\"30\"' ü"},
+                "failed",
+                '"it\'s \\"30"\' ü" is not an angle. '
+                "Type a number into the panel: 30, -45 or 22.5.",
+            ),
+            (
+                "rotate",
+                "pair",
+                None,
+                "failed",
+                "Open the panel first: choose open-panel in the Plugins menu (Pebble WS).",
+            ),
+        ):
+            title = "" if values is None else json.dumps({**VALUES, **values})
+            for engine in ENGINES:
+                with self.subTest(output, engine=engine):
+                    expected = {"message": message, "status": status, "output": output}
+                    self.assertEqual(expected, self.click(engine, message, selection, title))
+
+    def test_what_other_scripts_print_is_taken_for_what_it_is(self):
+        for why, code, status, output in OTHERS_SCRIPTS:
+            for engine in ENGINES:
+                with self.subTest(why, engine=engine):
+                    write(self.undo, f"function onRun(context) {{ {code} }}\n")
+                    answer = self.click(engine, "undo")
+                    self.assertEqual(status, answer["status"], answer)
+                    self.assertRegex(answer["output"], output)
+
+    def test_a_script_that_cannot_start_has_failed(self):
+        for why, script, output in (
+            ("no handler", "function onrun(context) {}", "handler"),
+            ("a handler that Sketch does not find", "const onRun = () => {};", "handler"),
+            ("no JavaScript", "function onRun(context) {", "SyntaxError"),
+            ("typographic quotes", "require(“./panel”);", "SyntaxError"),
+            ("a file that is not there", 'require("./panle");', "panle"),
+        ):
+            for engine in ENGINES:
+                with self.subTest(why, engine=engine):
+                    write(self.undo, f"{script}\n")
+                    answer = self.click(engine, "undo")
+                    self.assertEqual("failed", answer["status"], answer)
+                    self.assertIn(output, answer["output"])
+
+
+class StartCommand(TestCase):
+    """A double click on it: it is run by its path, in a folder that has nothing to do with it."""
+
+    def setUp(self):
+        folder = temporary_folder(self.addCleanup)
+        self.folder = f"{folder}/a 'b' \"c\" $HOME `d` \\ \n-ü"
+        self.programs = f"{folder}/bin"
+        for name in (self.folder, self.programs):
+            os.mkdir(name)
+
+    def program(self, name, shell):
+        write(f"{self.programs}/{name}", f"#!/bin/sh\n{shell}\n")
+        os.chmod(f"{self.programs}/{name}", 0o755)
+
+    def run_it(self, *command, path=None, cwd="/"):
+        """Return the exit status, and what was printed there and on stderr."""
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=15,
+            encoding="utf-8",
+            cwd=cwd,
+            env={"PATH": path or self.programs, "CDPATH": self.folder},
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    def installed(self):
+        """Return the folder of an installed plugin's scripts; no server but its own is near."""
+        write(f"{self.folder}/pebble_ws.py", "")
+        os.mkdir(f"{self.folder}/Sketch")  # where CDPATH leads
+        return f"{installed(self.folder)}/Contents/Sketch"
+
+    def checkout(self, name="pebble"):
+        """Return the folder of a plugin's scripts in plugin/, which lies beside a server."""
+        bundle = f"{self.folder}/plugin/{name}.sketchplugin"
+        shutil.copytree(PLUGIN, bundle, ignore=shutil.ignore_patterns("session.js*"))
+        write(f"{self.folder}/pebble_ws.py", "")
+        return f"{bundle}/Contents/Sketch"
+
+    def test_it_starts_the_server_beside_it_from_any_folder(self):
+        scripts = self.installed()
+        self.program("python3", """printf '%s|' "$@\"""")
+        for cwd, *command in (
+            ("/", f"{scripts}/start.command"),
+            (scripts, "./start.command"),
+            (scripts, "/bin/sh", "start.command"),
+            (os.path.dirname(scripts), "/bin/sh", "Sketch/start.command"),
+        ):
+            with self.subTest(cwd, command=command):
+                self.assertEqual(
+                    (0, f"{scripts}/pebble_ws.py|", ""), self.run_it(*command, cwd=cwd)
+                )
+
+    def test_it_starts_the_server_of_a_checkout(self):
+        scripts, link = self.checkout(), f"{self.folder}/linked.sketchplugin"
+        os.symlink(scripts.replace("/Contents/Sketch", ""), link)
+        self.program("python3", """printf '%s|' "$@\"""")
+        for file in (f"{scripts}/start.command", f"{link}/Contents/Sketch/start.command"):
+            with self.subTest(file):
+                self.assertEqual((0, f"{self.folder}/pebble_ws.py|", ""), self.run_it(file))
+        with self.subTest("there is one beside it, too"):
+            write(f"{scripts}/pebble_ws.py", "")
+            expected = (0, f"{scripts}/pebble_ws.py|", "")
+            self.assertEqual(expected, self.run_it(f"{scripts}/start.command"))
+
+    def test_it_starts_no_server_that_serves_another_plugin(self):
+        self.program("python3", "echo started")
+        missing = "pebble_ws.py is missing from Contents/Sketch. "
+        self.assertEqual(
+            (1, "", f"{missing}Copy it there, and start this file again.\n"),
+            self.run_it(f"{self.checkout('spacing')}/start.command"),
+        )
+
+    def test_without_python_it_says_how_to_get_it(self):
+        scripts = self.installed()
+        missing = "python3 is missing. Run xcode-select --install, and start this file again"
+        expected = (1, "", f"{missing} after that.\n")
+        self.assertEqual(expected, self.run_it(f"{scripts}/start.command"))
+        if os.path.exists("/usr/bin/python3"):  # as on every Mac, where it may be none
+            self.program("xcode-select", '[ "$*" = -p ] || echo wrong; exit 2')
+            path = f"{self.programs}:/usr/bin"
+            self.assertEqual(expected, self.run_it(f"{scripts}/start.command", path=path))
+
+    def test_the_server_that_it_starts_answers(self):
+        scripts, sketch = self.installed(), StandInSketch(self.folder)
+        self.addCleanup(sketch.close)
+        self.program("python3", f'exec {shlex.join(PYTHON)} "$@"')
+        server = self.started(
+            self.addCleanup,
+            scripts.replace("/Contents/Sketch", ""),
+            command=[f"{scripts}/start.command", "--port", "0", "--sketch", sketch.app],
+            env={**os.environ, "PATH": f"{self.programs}:{os.environ['PATH']}"},
+        )
+        self.assertEqual("done", self.connect(server=server).click("undo")["status"])
+
+
 # ---- The dialogue, in browsers (https://www.w3.org/TR/webdriver/) -------------------------------
 
 WPE = "/usr/lib/x86_64-linux-gnu/wpe-webkit-1.1/MiniBrowser"
