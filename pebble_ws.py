@@ -82,7 +82,8 @@ MAX_CONNECTIONS = 200  # macOS gives a process 256 file descriptors
 MAX_HEAD = 65_536  # bytes of an opening handshake: browsers send a host's cookies to all its ports
 HEAD_TIMEOUT = 10  # seconds until all of it must be there
 CLOSE_TIMEOUT = 3  # seconds that a peer has to answer our Close, and to drop TCP after it
-RECEIVE_SIZE = 65_536  # bytes to receive at once
+BUFFER_SIZE = 20_000  # bytes to receive ahead: a head, or a message as they mostly are
+RECEIVE_SIZE = 65_536  # bytes to receive at once of a payload that is longer
 PIPE_SIZE = 65_536  # bytes that a pipe can hold, on Linux and macOS
 
 
@@ -183,7 +184,6 @@ ABNORMAL = 1006  # stands for an end without a Close, and is never sent either
 # All that a Close may have (7.4); 3000 to 4999 are free to use.
 CLOSE_CODES = ({*range(1000, 1015)} - {1004, NO_CODE, ABNORMAL}) | {*range(3000, 5000)}
 
-ALL_BYTES = bytes(range(256))
 SHORT = 500  # bytes of a payload up to which it is unmasked faster as one integer
 
 
@@ -249,9 +249,12 @@ def unmask(payload: bytes, key: bytes) -> bytes | bytearray:
     # A long one in four parts: the bytes that are masked with the same byte of the key.
     result = bytearray(payload)
     for i in range(4):
-        table = unmask(ALL_BYTES, key[i : i + 1] * 4)
-        result[i::4] = result[i::4].translate(table)
+        result[i::4] = result[i::4].translate(XOR_TABLES[key[i]])
     return result
+
+
+# What becomes of each byte that is masked with this one.
+XOR_TABLES = [unmask(bytes(range(256)), bytes([mask]) * 4) for mask in range(256)]
 
 
 def check_text(text: bytearray, checked: int) -> int:
@@ -396,7 +399,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         """Open the connection and exchange messages. All that can end it ends here."""
         try:
-            reader = io.BufferedReader(Receiver(self), RECEIVE_SIZE)
+            reader = io.BufferedReader(Receiver(self), BUFFER_SIZE)
             self._open(reader)
             self.log("=", f"open from {self.headers.get('origin', 'a program without Origin')}")
             self._exchange_messages(reader)
@@ -461,7 +464,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         with suppress(OSError, ProtocolError):  # raised when the peer has gone, or at the deadline
             self.request.shutdown(socket.SHUT_WR)
             while self._has_place:  # without one it must not stay
-                self.receive_into(bytearray(RECEIVE_SIZE))
+                self.receive_into(bytearray(BUFFER_SIZE))
         self.server.places.pop(self, None)
 
     # -- bytes from and to the peer
