@@ -76,7 +76,8 @@ def setUpModule():
     nohup, and & in a script, start these tests with some signals ignored, and what they start
     inherits that. A handler is not inherited.
     """
-    for number in (signal.SIGINT, signal.SIGHUP):
+    by_python = {signal.SIGPIPE, signal.SIGXFSZ}  # which subprocess gives back
+    for number in signal.valid_signals() - by_python:
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
 
@@ -85,12 +86,12 @@ def setUpModule():
 
 # Seconds to wait for what must come. Once that was in vain it is less, for all that follow: a table
 # of a hundred rows shall not take long to fail.
-patience = 15
+patience = 10
 
 
 def lose_patience():
     global patience
-    patience = min(patience, 1)
+    patience = 0.3
 
 
 def head(target="/", *lines, request="GET {} HTTP/1.1", **changes):
@@ -209,7 +210,7 @@ def wait_until(condition):
     """Return the first true value of condition(). Raise AssertionError if there is none in time."""
     start = time.monotonic()
     while not (value := condition()):
-        if time.monotonic() - start > patience:
+        if time.monotonic() - start > patience + 2:
             lose_patience()
             raise AssertionError(f"not within {time.monotonic() - start:.0f} s")
         time.sleep(0.005)
@@ -342,7 +343,7 @@ class Server:
 
     def wait_for(self, pattern, count=1):
         """Return the lines that have the pattern, once there are so many."""
-        found, at, deadline = [], self.start, time.monotonic() + patience
+        found, at, deadline = [], self.start, time.monotonic() + patience + 2
         with self.printed:
             while True:
                 new, at = self.log[at:], len(self.log)
