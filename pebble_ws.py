@@ -962,8 +962,8 @@ class Bridge(WebSocketServer):
         except Exception:
             status, output = "failed", "An error in pebble_ws.py; the server's window shows it."
             sys.excepthook(*sys.exc_info())
-        milliseconds = (time.monotonic() - start) * 1000
-        dialogue.answer(message, status, output, f" ({milliseconds:.0f} ms)")
+        seconds = time.monotonic() - start
+        dialogue.answer(message, status, output, f" ({seconds * 1000:.0f} ms)")
 
     def run(self, dialogue: DialogueHandler, message: str) -> tuple[str, str]:
         """Run the script of a click; return status and output. Raise UserError or OSError."""
@@ -1215,6 +1215,8 @@ def remove_session(text: str) -> None:
 
 def install(folder: str) -> None:
     """Copy the plugin with this file into a folder; move an earlier copy aside. Raise UserError."""
+    import shutil
+
     if not os.path.isdir(folder):
         raise UserError(f"There is no folder {folder}. Install Sketch first, or name another one.")
     target = os.path.join(os.path.abspath(folder), os.path.basename(BUNDLE))
@@ -1225,19 +1227,19 @@ def install(folder: str) -> None:
         lock(target, at_end)
 
     before = target[: -len("sketchplugin")] + "before"  # a name that Sketch does not load
-    is_update = os.path.exists(target)
+    is_update = os.path.lexists(target)
     new = f"{target}.new"
     try:
         copy_plugin(new)
         if is_update:
-            remove_folder(before)
+            shutil.rmtree(before, ignore_errors=True)
             os.rename(target, before)
         os.rename(new, target)
     except OSError as error:
-        if is_update and not os.path.exists(target):
+        if is_update and not os.path.lexists(target):
             os.rename(before, target)
-        remove_folder(new)
-        reason = error.args[0][0][2] if isinstance(error.args[0], list) else error  # shutil.Error
+        shutil.rmtree(new, ignore_errors=True)
+        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error
         raise UserError(f"{target} cannot be written: {reason}. Fix that.") from None
 
     with suppress(AttributeError):  # a stand-in for stdout
@@ -1252,7 +1254,7 @@ def copy_plugin(target: str) -> None:
     """Copy the bundle and this file, so that their user can change them. Raise OSError."""
     import shutil
 
-    remove_folder(target)
+    shutil.rmtree(target, ignore_errors=True)
     ignored = shutil.ignore_patterns("session.js*", "pebble_ws.py", "__pycache__", ".DS_Store")
     shutil.copytree(BUNDLE, target, ignore=ignored, copy_function=shutil.copyfile)
     for folder, _, names in os.walk(target):
@@ -1261,17 +1263,6 @@ def copy_plugin(target: str) -> None:
             if name.endswith(".command"):
                 os.chmod(f"{folder}/{name}", 0o755)
     shutil.copyfile(__file__, f"{target}/Contents/Sketch/pebble_ws.py")
-
-
-def remove_folder(path: str) -> None:
-    """Remove a folder, if it is there, with the read-only ones in it. Raise OSError."""
-    import shutil
-
-    if os.path.islink(path) or os.path.isfile(path):
-        os.remove(path)
-    for folder, _, _ in os.walk(path):
-        os.chmod(folder, 0o755)
-    shutil.rmtree(path, ignore_errors=not os.path.exists(path))
 
 
 if __name__ == "__main__":
