@@ -90,6 +90,7 @@ class Panel:
             height,
         )
         self.browser.call("POST", "/frame", {"id": 0})
+        self.browser.frames()
 
     def take(self, path):
         if self.engine == "Chromium":
