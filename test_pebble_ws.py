@@ -4231,7 +4231,10 @@ def all_that_is_said():
         "Sketch/webservice-starting-information.cocoascript",
         "Resources/back-channel.js",
     ):
-        yield from said_in_javascript(f"{contents}/{path}")
+        yield from said_in_javascript(read(f"{contents}/{path}"))
+    # The watch's page has labels, too; what it says is in these lines.
+    lines = read(f"{contents}/Resources/pebble-dialogue.js").splitlines()
+    yield from said_in_javascript("\n".join(line for line in lines if "say(" in line))
 
 
 # Functions, and which of their arguments is said.
@@ -4302,9 +4305,9 @@ def text_of(node, names):
     return "…"
 
 
-def said_in_javascript(path):
+def said_in_javascript(code):
     """Yield what is a Problem in it, and what else begins and ends as a sentence does."""
-    code = re.sub(r"/\*[\s\S]*?\*/|^\s*//.*|\s//\s.*", "", read(path), flags=re.M)
+    code = re.sub(r"/\*[\s\S]*?\*/|^\s*//.*|\s//\s.*", "", code, flags=re.M)
     literal = r""""(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|`(?:[^`\\]|\\.)*`"""
     for found in re.finditer(
         rf"(new Problem\(\s*)?((?:{literal})(?:\s*\+\s*(?:{literal}))*)", code
