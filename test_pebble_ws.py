@@ -4182,6 +4182,7 @@ class Readme(TestCase):
         for code, count in ((echo, 1), (chat, 2)):
             with self.subTest(code):
                 server = self.run_example(code)
+                self.request(server=server)  # one that is not open yet is left out
                 sender, *others = [
                     self.connect(client_frame(PING), server=server) for _ in range(count)
                 ]
@@ -4605,7 +4606,7 @@ class APluginOfOnesOwn(DesignersTestCase):
             self.assertEqual("HTTP/1.1 403 Refused", client.refusal()[0])
         for server, sketch, message in servers:
             self.assertEqual([message], [call[2] for call in sketch.calls()])
-            self.assertEqual(1, len(server.lines(" > ")))
+            self.assertEqual(1, len(server.wait_for(" > ")))
 
 
 # ---- The plugin's scripts -----------------------------------------------------------------------
