@@ -3211,7 +3211,7 @@ class DialogueTestCase(TestCase):
         self.open_own_page(OWN_PAGE + '<p id="answer"></p><p id="state"></p>')
         self.assertFalse(self.shown("Spread"))
         self.assertEqual(
-            "Not connected. In Sketch’s Plugins menu, choose this plugin’s start-webservice.",
+            "Not connected. In Sketch's Plugins menu, choose this plugin's start-webservice.",
             self.text("state"),
         )
         server = self.start_server()
@@ -3268,9 +3268,10 @@ class DialogueTestCase(TestCase):
 
     def test_a_field_without_a_name_is_told_by_its_label_or_its_id(self):
         answer = '<p id="answer"></p>'
-        told = 'The field "{}" has no name, so no script can read it. Give it one: name="…".'
+        told = 'Give the field "{}" a name="…", or no script can read it.'
         for field, label in (
             ("<label>Spacing <input></label>", "Spacing"),
+            ("<label>Unit <select><option>px</option></select></label>", "Unit"),
             ('<label for="a">Unit</label><select id="a"></select>', "Unit"),
             ('<textarea aria-label="Note"></textarea>', "Note"),
             ('<input id="gap">', "gap"),
@@ -3285,6 +3286,19 @@ class DialogueTestCase(TestCase):
         self.assertEqual(told.format("text"), self.text("answer"))
         self.browser.execute("document.body.lastElementChild.remove()")
         self.assertEqual("", self.text("answer"))
+
+    def test_a_name_that_two_fields_have_is_told(self):
+        told = 'Two fields have the name "{}". Give one of them another.'
+        for field, name in (
+            ('<input name="spacing">', "spacing"),
+            ('<input name="stops">', "stops"),
+            ('<ul data-list="gaps"><li><input name="at"><input name="at"></ul>', "at"),
+            ('<ul data-list="gaps"><li><input name="at"><li><input name="at"></ul>', None),
+            ('<input name="toString">', None),
+        ):
+            with self.subTest(field):
+                self.open_own_page(OWN_PAGE + field + '<p id="answer"></p>')
+                self.assertEqual(told.format(name) if name else "", self.text("answer"))
 
     def test_a_page_that_shows_neither_answer_nor_state_works_and_meets_no_error(self):
         watch = "<script>window.errors = []; onerror = (text) => { errors.push(text); };</script>"
