@@ -29,9 +29,10 @@ window.backChannel = (() => {
   const SECONDS_SHOWN_FROM = 3;
   const TITLE_LIMIT = 1000; // WebKit hands no more characters of a title to Sketch
   const NOT_CONNECTED =
-    "Not connected. In Sketch’s Plugins menu, choose this plugin’s start-webservice.";
+    "Not connected. In Sketch's Plugins menu, choose this plugin's start-webservice.";
   const CHECK_LAYERS = "Check your layers before you try again.";
   const SIGNS = {
+    __proto__: null,
     "done": "✓ ",
     "failed": "✕ Failed: ",
     "unknown": "✕ Unknown: ",
@@ -55,7 +56,7 @@ window.backChannel = (() => {
 
   const waiting = new Map(); // message → the click that has no answer yet; the first one runs
   let runningSince = 0;
-  let clock;
+  let clock; // ticks while one runs
 
   let problem = ""; // with the page's fields
   let said = { status: "", text: "" };
@@ -71,6 +72,7 @@ window.backChannel = (() => {
   document.addEventListener("click", clicked);
   document.addEventListener("keydown", returnPressed);
   document.addEventListener("submit", (event) => event.preventDefault()); // Return has clicked
+  document.addEventListener("reset", () => setTimeout(saveValues)); // when it has happened
   window.addEventListener("pageshow", saveValues); // a browser may have filled the fields again
   window.addEventListener("focus", () => endPause());
   new MutationObserver(pageChanged).observe(document.body, { childList: true, subtree: true });
@@ -88,14 +90,19 @@ window.backChannel = (() => {
 
   // They are kept in the title: the one thing in a page that a script in Sketch can read at once.
   function saveValues() {
+    problem = "";
     const title = JSON.stringify(valuesOfPage()).replace(/ (?= )/g, "\\u0020");
-    document.title = title; // which keeps only one of several spaces
-    problem = nameProblem() || lengthProblem(title.length - TITLE_LIMIT);
+    document.title = title; // of several spaces it keeps one
+    const excess = title.length - TITLE_LIMIT;
+    if (excess > 0) {
+      const characters = excess === 1 ? "1 character" : `${excess} characters`;
+      problem = `Too long for Sketch to read, by ${characters}. Shorten a value, or remove one.`;
+    }
     show();
   }
 
   function valuesOfPage() {
-    const values = {};
+    const values = { __proto__: null };
     for (const element of document.body.querySelectorAll(`[data-list], ${FIELD}`)) {
       const list = element.closest("[data-list]");
       if (element === list) values[list.dataset.list] = rowsOf(list);
@@ -106,33 +113,31 @@ window.backChannel = (() => {
 
   function rowsOf(list) {
     const rows = [...list.children].map((child) => {
-      const row = {};
-      for (const field of [child, ...child.querySelectorAll("*")]) {
-        if (field.matches(FIELD)) addValue(row, field);
+      const row = { __proto__: null };
+      for (const element of [child, ...child.querySelectorAll("*")]) {
+        if (element.matches(FIELD)) addValue(row, element);
       }
       return row;
     });
     return rows.filter((row) => Object.keys(row).length > 0);
   }
 
-  function addValue(values, { name, type, value, checked }) {
-    if (!name) return;
-    if (type === "checkbox") values[name] = checked;
-    else if (type === "radio") values[name] = checked ? value : values[name] ?? "";
-    else values[name] = value;
+  function addValue(values, field) {
+    const { name, type, value, checked } = field;
+    if (!name) {
+      problem = `Give the field "${labelOf(field)}" a name="…", or no script can read it.`;
+    } else if (type === "radio") {
+      values[name] = checked ? value : values[name] ?? "";
+    } else if (name in values) {
+      problem = `Two fields have the name "${name}". Give one of them another.`;
+    } else {
+      values[name] = type === "checkbox" ? checked : value;
+    }
   }
 
-  function nameProblem() {
-    const field = [...document.body.querySelectorAll(FIELD)].find(({ name }) => !name);
-    if (!field) return "";
-    const label = field.labels?.[0]?.textContent.trim() || field.ariaLabel || field.id || field.type;
-    return `The field "${label}" has no name, so no script can read it. Give it one: name="…".`;
-  }
-
-  function lengthProblem(excess) {
-    if (excess <= 0) return "";
-    const characters = excess === 1 ? "1 character" : `${excess} characters`;
-    return `Too long for Sketch to read, by ${characters}. Shorten a value, or remove one.`;
+  function labelOf(field) {
+    const label = field.labels?.[0]?.textContent.replace(field.textContent, "").trim();
+    return label || field.ariaLabel || field.id || field.type;
   }
 
   // ---- The connection --------------------------------------------------------------------------
@@ -215,11 +220,15 @@ window.backChannel = (() => {
   }
 
   function showButtons() {
-    for (const button of document.querySelectorAll("[data-message]")) {
+    for (const button of buttons()) {
       button.hidden = !socket;
       if (socket) button.style.removeProperty("display");
       else button.style.setProperty("display", "none", "important"); // whatever the page's CSS says
     }
+  }
+
+  function buttons() {
+    return [...document.querySelectorAll("[data-message]")];
   }
 
   // ---- A click and its answer ------------------------------------------------------------------
@@ -255,22 +264,30 @@ window.backChannel = (() => {
       clock = setInterval(secondPassed, 1000);
     }
     const focused = document.activeElement === button;
-    const buttons = [...document.querySelectorAll("[data-message]")].filter(
-      (other) => other.dataset.message === message && !other.disabled,
-    );
-    for (const other of buttons) other.disabled = true;
+    const disabled = buttons().filter((one) => one.dataset.message === message && !one.disabled);
+    for (const one of disabled) one.disabled = true;
     button.ariaBusy = "true";
-    waiting.set(message, { button, buttons, focused, quiet: true });
+    waiting.set(message, { button, disabled, focused, quiet: true });
     return true;
+  }
+
+  function secondPassed() {
+    const passed = Math.floor((performance.now() - runningSince) / 1000);
+    if (passed >= SILENCE_LIMIT) endConnection(`The server has not answered for ${passed} s.`);
+    if (passed < SECONDS_SHOWN_FROM) return;
+    waiting.values().next().value.quiet = false;
+    show();
+    seconds.textContent = ` ${passed} s`;
   }
 
   function answered(text) {
     const { message, status, output } = parsed(text);
-    if (!(status in SIGNS)) return say("no answer", `Unexpected reply: ${text}`);
+    if (!(status in SIGNS) || typeof output !== "string") {
+      return say("no answer", `Unexpected reply: ${text}`);
+    }
     const button = end(message);
-    const event = new CustomEvent("answer", {
-      bubbles: true, cancelable: true, detail: { status, output },
-    });
+    const detail = { status, output };
+    const event = new CustomEvent("answer", { bubbles: true, cancelable: true, detail });
     if (!button || button.dispatchEvent(event)) say(status, output);
     else show();
   }
@@ -283,33 +300,21 @@ window.backChannel = (() => {
     }
   }
 
-  // End a click that waits for its answer; return its button.
+  // End the waiting of a click; return its button.
   function end(message) {
-    const click = waiting.get(message);
-    if (!click) return null;
-    if (click === running()) runningSince = performance.now(); // for the one behind it
+    if (!waiting.has(message)) return null;
+    const { button, disabled, focused } = waiting.get(message);
+    if (message === waiting.keys().next().value) {
+      runningSince = performance.now(); // the one behind it
+      seconds.textContent = "";
+    }
     waiting.delete(message);
     if (!waiting.size) clearInterval(clock);
-    for (const button of click.buttons) button.disabled = false;
-    click.button.ariaBusy = null;
+    for (const one of disabled) one.disabled = false;
+    button.ariaBusy = null;
     // It lost the focus when it was disabled: give it back, unless it went elsewhere.
-    if (click.focused && document.activeElement === document.body) click.button.focus();
-    return click.button;
-  }
-
-  function running() {
-    return waiting.values().next().value;
-  }
-
-  function secondsRunning() {
-    return Math.floor((performance.now() - runningSince) / 1000);
-  }
-
-  function secondPassed() {
-    const passed = secondsRunning();
-    if (passed >= SILENCE_LIMIT) endConnection(`The server has not answered for ${passed} s.`);
-    if (passed >= SECONDS_SHOWN_FROM) running().quiet = false;
-    show();
+    if (focused && document.activeElement === document.body) button.focus();
+    return button;
   }
 
   // ---- What the page says ----------------------------------------------------------------------
@@ -321,9 +326,6 @@ window.backChannel = (() => {
 
   // Touch the page only when there is something new to say: a screen reader reads all of it.
   function show() {
-    const passed = secondsRunning();
-    const text = passed < SECONDS_SHOWN_FROM ? "" : ` ${passed} s`;
-    if (seconds.textContent !== text) seconds.textContent = text;
     const lines = [said, ...linesOfWaiting(), { status: "failed", text: problem }];
     const news = JSON.stringify(lines);
     if (news === shown) return;
@@ -335,13 +337,12 @@ window.backChannel = (() => {
   }
 
   function linesOfWaiting() {
-    let before = "";
-    return [...waiting.values()].map(({ button, quiet }) => {
-      const name = button.textContent.trim() || button.value || button.dataset.message;
-      const text = before ? `${name} waits until ${before} is answered.` : `Running ${name} …`;
-      const line = { status: "working", text: quiet ? "" : text, timed: !before };
-      before = name;
-      return line;
+    const clicks = [...waiting.values()];
+    const names = clicks.map(({ button }) => button.textContent.trim() || button.value);
+    return clicks.map(({ quiet }, i) => {
+      const text = i === 0 ? `Running ${names[i]} …`
+        : `${names[i]} waits until ${names[i - 1]} is answered.`;
+      return { status: "working", text: quiet ? "" : text, timed: i === 0 };
     });
   }
 

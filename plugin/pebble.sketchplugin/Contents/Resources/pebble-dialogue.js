@@ -134,7 +134,11 @@ function run(event) {
 
 // Only an answer starts the next tick, so that two are never on their way.
 function ticked({ detail }) {
-  if (!running) return showClock();
+  if (!running) {
+    showClock();
+    if (document.activeElement === document.body) runButton.focus(); // Stop had to wait for it
+    return;
+  }
   if (detail.status !== "done" && detail.status !== "dry run") return stop();
   tickTimer = setTimeout(tick, nextTick - Date.now());
 }
@@ -223,8 +227,9 @@ function showWrongFields(event) {
   const { status, output } = event.detail;
   const button = event.target;
   if (status === "failed") {
-    const fields = [...(button.form ?? rows).querySelectorAll("input")];
-    mark(fields.filter(({ name, value }) => output.includes(`"${value}"`) && CHECKS[name]?.(value) === false));
+    const looksWrong = ({ name, value }) => CHECKS[name]?.(value) === false;
+    const fields = [...(button.form ?? rows).querySelectorAll("input")].filter(looksWrong);
+    mark(fields.filter(({ value }) => output.includes(`"${value}"`)));
   } else if (button.closest("section").hidden) {
     event.preventDefault(); // a success of the other page is no news on this one
   }
