@@ -4159,6 +4159,24 @@ class Readme(TestCase):
         for anchor in re.findall(r"\]\(#([^)]+)\)", text):
             self.assertIn(anchor, [title.lower().replace(" ", "-") for title in titles])
 
+    def test_its_numbers_and_menu_items_are_those_of_the_program(self):
+        text = " ".join(readme().split())
+        channel = read(f"{PLUGIN}/Contents/Resources/back-channel.js")
+        for sentence in (
+            f"The port is {pebble_ws.DEFAULT_PORT}, or any free one",
+            f"`busy` ({pebble_ws.MAX_WAITING} clicks are waiting)",
+            f"After {pebble_ws.SCRIPT_TIMEOUT} seconds the server gives up",
+            f"at most {pebble_ws.MAX_OUTPUT:,} characters",
+            f"a message {pebble_ws.WebSocketHandler.max_message_size / (1 << 20):.0f} MiB",
+            f"Up to {pebble_ws.MAX_CONNECTIONS} connections",
+            f"{int(re.search(r'TITLE_LIMIT = ([0-9]+)', channel)[1]):,} characters in all",
+        ):
+            self.assertIn(sentence, text)
+        menu = {item["title"]: item["items"] for item in manifest()["menu"]["items"]}
+        for title, item in re.findall(r"\*\*Plugins ▸ ([\w-]+) ▸ ([\w-]+)\*\*", text):
+            if title != "Spacing":  # a plugin of one's own
+                self.assertIn(item, menu[title])
+
     def test_its_transcript_is_what_the_server_prints(self):
         bundle = installed(temporary_folder(self.addCleanup))
         server = self.started(self.addCleanup, bundle, "--dry-run")
