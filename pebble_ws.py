@@ -34,15 +34,13 @@ from __future__ import annotations
 import argparse
 import errno
 import fcntl
-import functools
-import hashlib
+import io
+import itertools
 import json
 import os
 import queue
 import re
-import secrets
 import select
-import shutil
 import signal
 import socket
 import socketserver
@@ -50,7 +48,6 @@ import struct
 import sys
 import threading
 import time
-import urllib.parse
 from binascii import b2a_base64
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -82,18 +79,19 @@ MAX_CONNECTIONS = 200  # macOS gives a process 256 file descriptors
 MAX_HEAD = 65_536  # bytes of an opening handshake: browsers send a host's cookies to all its ports
 HEAD_TIMEOUT = 10  # seconds until all of it must be there
 CLOSE_TIMEOUT = 3  # seconds that a peer has to answer our Close, and to drop TCP after it
-RECEIVE_SIZE = 65_536  # bytes to receive at once
+BUFFER_SIZE = 20_000  # bytes to receive ahead: a head, or a message as they mostly are
+RECEIVE_SIZE = 65_536  # bytes to receive at once of a payload that is longer
 PIPE_SIZE = 65_536  # bytes that a pipe can hold, on Linux and macOS
 
 
 # ---- Opening handshake (4) ----------------------------------------------------------------------
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-END_OF_HEAD = b"\r\n\r\n"
 
-# RFC 9112. There is no blank before the colon of a header, and no line that goes on in the next.
-REQUEST_LINE = re.compile(r"([!-~]+) ([!-~]+) HTTP/1\.[1-9]")
-HEADER_LINE = re.compile(r"([0-9A-Za-z!#$%&'*+.^_`|~-]+):([\t -~\x80-\xff]*)")
+# Regular expressions are compiled when they are first used, so that the server starts sooner.
+# RFC 9112: there is no blank before the colon of a header, and no line that goes on in the next.
+REQUEST_LINE = r"([!-~]+) ([!-~]+) HTTP/1\.[1-9]"
+HEADER_LINE = r"([0-9A-Za-z!#$%&'*+.^_`|~-]+):([\t -~\x80-\xff]*)"
 
 MISSING = "(missing)"  # in the log, for a header that is not there
 
@@ -102,58 +100,49 @@ HINTS = {405: ["Allow: GET"], 426: ["Upgrade: websocket", "Sec-WebSocket-Version
 
 
 class ProtocolError(Exception):
-    """What a peer does wrong. `code` is an HTTP status, or from 1000 on a close code (7.4)."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(code, reason)
-        self.code = code
-        self.reason = reason
+    """What a peer does wrong: an HTTP status or, from 1000 on, a close code (7.4); and a reason."""
 
 
-def read_head(receive: Callable[[], bytes]) -> tuple[str, dict[str, str], bytes]:
-    """Return target and headers of a GET request (4.2.1), and the bytes that came after them.
-
-    `receive` waits for more bytes. Raise ProtocolError 400, 405 or 431.
-    """
-    data = bytearray()
-    searched = 0
-    while (end := data.find(END_OF_HEAD, searched)) < 0 and len(data) < MAX_HEAD:
-        searched = max(0, len(data) - len(END_OF_HEAD) + 1)
-        data += receive()
-        if not data[:1].isalpha() and data[:1] != b"\r":  # TLS, say, which has no such end
-            raise ProtocolError(400, "this is not HTTP")
-    size = end + len(END_OF_HEAD)
-    if end < 0 or size > MAX_HEAD:
-        raise ProtocolError(431, f"a head of more than {MAX_HEAD} bytes")
-
-    head = data[:end].decode("latin-1")
-    target, headers = parse_head(head.removeprefix("\r\n"))  # an empty line may come before it
-    return target, headers, bytes(data[size:])
+def require(condition: object, code: int, reason: str) -> None:
+    """Raise ProtocolError unless a condition holds."""
+    if not condition:
+        raise ProtocolError(code, reason)
 
 
-def parse_head(head: str) -> tuple[str, dict[str, str]]:
+def read_head(reader: io.BufferedReader) -> tuple[str, dict[str, str]]:
+    """Return target and headers of a GET request (4.2.1). Raise ProtocolError 400, 405 or 431."""
+    first = reader.peek()[:1]
+    require(first.isalpha() or first == b"\r", 400, "this is not HTTP")  # but TLS, without lines
+    lines: list[str] = []
+    size = 0
+    while len(lines) < 2 or lines[-1]:
+        line = reader.readline(MAX_HEAD - size + 1)
+        size += len(line)
+        require(size <= MAX_HEAD, 431, f"a head of more than {MAX_HEAD} bytes")
+        require(line.endswith(b"\r\n"), 400, "a line does not end with CR LF")
+        lines.append(line[:-2].decode("latin-1"))
+    if not lines[0]:  # an empty line before the request is skipped (RFC 9112, 2.2)
+        del lines[0]
+    return parse_head(lines)
+
+
+def parse_head(lines: list[str]) -> tuple[str, dict[str, str]]:
     """Return target and headers: by their names in lower case, repeated ones joined to a list."""
-    request_line, *header_lines = head.split("\r\n")
-    request = REQUEST_LINE.fullmatch(request_line)
-    if not request:
-        raise ProtocolError(400, "the first line is no request of HTTP/1.1")
+    request = re.fullmatch(REQUEST_LINE, lines[0])
+    require(request, 400, "the first line is no request of HTTP/1.1")
     method, target = request.groups()
 
     headers: dict[str, str] = {}
-    for line in header_lines:
-        header = HEADER_LINE.fullmatch(line)
-        if not header:
-            raise ProtocolError(400, "a line is no header")
+    for line in lines[1:-1]:
+        header = re.fullmatch(HEADER_LINE, line)
+        require(header, 400, "a line is no header")
         name = header[1].lower()
         value = header[2].strip(" \t")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
 
-    if method != "GET":
-        raise ProtocolError(405, "the method is not GET")
-    if not target.startswith("/"):  # a whole URL would name a second host
-        raise ProtocolError(400, "the target is no path")
-    if "host" not in headers or "," in headers["host"]:
-        raise ProtocolError(400, "there must be one Host")
+    require(method == "GET", 405, "the method is not GET")
+    require(target.startswith("/"), 400, "the target is no path")  # a URL would name a second host
+    require("," not in headers.get("host", ","), 400, "there must be one Host")
     return target, headers
 
 
@@ -193,69 +182,33 @@ ABNORMAL = 1006  # stands for an end without a Close, and is never sent either
 # All that a Close may have (7.4); 3000 to 4999 are free to use.
 CLOSE_CODES = ({*range(1000, 1015)} - {1004, NO_CODE, ABNORMAL}) | {*range(3000, 5000)}
 
-ALL_BYTES = bytes(range(256))
 SHORT = 500  # bytes of a payload up to which it is unmasked faster as one integer
 
 
-class Buffer:
-    """The bytes of a connection that are received and not yet read."""
+def read_messages(reader: io.BufferedReader, max_size: int) -> Iterator[tuple[int, str | bytes]]:
+    """Yield (opcode, payload) of each message and each control frame that comes, without end.
 
-    def __init__(self, receive: Callable[[], bytes], data: bytes = b"") -> None:
-        """`receive` waits for more bytes; `data` are here already."""
-        self.receive = receive
-        self.data = data
-        self.at = 0  # where the next read begins
-
-    def read(self, size: int) -> bytes:
-        """Return exactly so many bytes, when they are all here. They should be few."""
-        while len(self.data) < self.at + size:
-            self.data = self.data[self.at :] + self.receive()
-            self.at = 0
-        start = self.at
-        self.at += size
-        return self.data[start : self.at]
-
-    def read_some(self, most: int) -> bytes:
-        """Return some bytes, of which there must be one or more: what is here, or comes next."""
-        if self.at == len(self.data):
-            self.data = self.receive()
-            self.at = 0
-        some = self.data[self.at : self.at + most]
-        self.at += len(some)
-        return some
-
-
-def read_messages(
-    receive: Callable[[], bytes], max_message_size: int, data: bytes = b""
-) -> Iterator[tuple[int, str | bytes]]:
-    """Yield each message and each control frame that comes, without end.
-
-    `receive` waits for more bytes; `data` are here already. What is yielded is (opcode, payload);
-    the payload of a TEXT is a str. Raise ProtocolError 1002, 1007 or 1009.
+    The payload of a TEXT is a str. Raise ProtocolError 1002, 1007 or 1009.
     """
-    buffer = Buffer(receive, data)
     kind = None  # TEXT or BINARY, from the first fragment of a message to the last
     while True:
-        opcode, is_final, length = read_frame_head(buffer)
+        opcode, is_final, length = read_frame_head(reader)
         if opcode >= CLOSE:  # a control frame: it may come between the fragments of a message
-            key = buffer.read(4)
-            yield opcode, bytes(unmask(buffer.read(length), key))
+            key = reader.read(4)
+            yield opcode, bytes(unmask(reader.read(length), key))
             continue
 
-        if opcode == CONTINUATION and kind is None:
-            raise ProtocolError(1002, "a continuation of nothing")  # (5.4)
+        is_next = (opcode == CONTINUATION) == (kind is not None)
+        require(is_next, 1002, "a continuation of nothing, or a message inside another")  # (5.4)
         if opcode != CONTINUATION:
-            if kind is not None:
-                raise ProtocolError(1002, "a message inside another")  # (5.4)
             kind = opcode
             message = bytearray()
             checked = 0
-        if len(message) + length > max_message_size:
-            raise ProtocolError(1009, "a message that is too long")
+        require(len(message) + length <= max_size, 1009, "a message that is too long")
 
-        key = buffer.read(4)
+        key = reader.read(4)
         while length:  # a long frame comes in parts
-            part = buffer.read_some(length)
+            part = reader.read1(min(length, RECEIVE_SIZE))
             message += unmask(part, key)
             length -= len(part)
             key = key[len(part) % 4 :] + key[: len(part) % 4]  # for the byte that is next
@@ -266,23 +219,20 @@ def read_messages(
             kind = None
 
 
-def read_frame_head(buffer: Buffer) -> tuple[int, bool, int]:
+def read_frame_head(reader: io.BufferedReader) -> tuple[int, bool, int]:
     """Return opcode, FIN and length of the next frame. Raise ProtocolError 1002."""
-    first, second = buffer.read(2)
-    if first not in FIRST_BYTES:
-        raise ProtocolError(1002, "a reserved bit or opcode, or a control frame in fragments")
-    if second < MASK:
-        raise ProtocolError(1002, "a frame without a mask")  # (5.1)
+    first, second = reader.read(2)
+    require(first in FIRST_BYTES, 1002, "a reserved bit or opcode, or a control frame in fragments")
+    require(second >= MASK, 1002, "a frame without a mask")  # (5.1)
 
     opcode = first & 0x0F
     length = second - MASK
     if length > MAX_CONTROL:
-        if opcode >= CLOSE:
-            raise ProtocolError(1002, "a control frame that is too long")  # (5.5)
+        require(opcode < CLOSE, 1002, "a control frame that is too long")  # (5.5)
         width, shortest = (2, 126) if length == 126 else (8, 65_536)
-        length = int.from_bytes(buffer.read(width), "big")
-        if not shortest <= length < 1 << 63:
-            raise ProtocolError(1002, "a length in more bytes than it takes, or over 63 bits")
+        length = int.from_bytes(reader.read(width), "big")
+        is_right = shortest <= length < 1 << 63
+        require(is_right, 1002, "a length in more bytes than it takes, or over 63 bits")
     return opcode, first >= FIN, length
 
 
@@ -297,9 +247,12 @@ def unmask(payload: bytes, key: bytes) -> bytes | bytearray:
     # A long one in four parts: the bytes that are masked with the same byte of the key.
     result = bytearray(payload)
     for i in range(4):
-        table = unmask(ALL_BYTES, key[i : i + 1] * 4)
-        result[i::4] = result[i::4].translate(table)
+        result[i::4] = result[i::4].translate(XOR_TABLES[key[i]])
     return result
+
+
+# What becomes of each byte that is masked with this one.
+XOR_TABLES = [unmask(bytes(range(256)), bytes([mask]) * 4) for mask in range(256)]
 
 
 def check_text(text: bytearray, checked: int) -> int:
@@ -349,8 +302,7 @@ def close_code(payload: bytes) -> int:
     if not payload:
         return NO_CODE
     code = int.from_bytes(payload[:2], "big")
-    if code not in CLOSE_CODES:
-        raise ProtocolError(1002, "a Close with a code that is not allowed")
+    require(code in CLOSE_CODES, 1002, "a Close with a code that is not allowed")
     decode(payload[2:])
     return code
 
@@ -372,8 +324,6 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
     send_timeout = 7.0  # seconds; a peer that reads nothing for so long is dropped
     refusal = "This is a WebSocket server, not a web page."
 
-    server: WebSocketServer
-
     # -- for subclasses
 
     def message_received(self, message: str | bytes) -> None:
@@ -385,18 +335,12 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
 
     def check_handshake(self) -> None:
         """Raise ProtocolError unless the request is for a WebSocket of version 13 (4.2.1)."""
-        upgrade = self.headers.get("upgrade", MISSING)
-        connection = self.headers.get("connection", MISSING)
-        version = self.headers.get("sec-websocket-version", MISSING)
-        key = self.headers.get("sec-websocket-key", MISSING)
-        if "websocket" not in listed(upgrade):
-            raise ProtocolError(426, f"Upgrade {upgrade}")
-        if "upgrade" not in listed(connection):
-            raise ProtocolError(426, f"Connection {connection}")
-        if version != "13":
-            raise ProtocolError(426, f"Sec-WebSocket-Version {version}")
-        if not re.fullmatch("[A-Za-z0-9+/]{22}==", key):
-            raise ProtocolError(400, f"Sec-WebSocket-Key {key}")
+        names = ("upgrade", "connection", "sec-websocket-version", "sec-websocket-key")
+        upgrade, connection, version, key = (self.headers.get(name, MISSING) for name in names)
+        require("websocket" in listed(upgrade), 426, f"Upgrade {upgrade}")
+        require("upgrade" in listed(connection), 426, f"Connection {connection}")
+        require(version == "13", 426, f"Sec-WebSocket-Version {version}")
+        require(re.fullmatch("[A-Za-z0-9+/]{22}==", key), 400, f"Sec-WebSocket-Key {key}")
 
     def log(self, sign: str, text: str) -> None:
         """Note what happened: "=" to the connection as a whole, "!" what was refused."""
@@ -439,7 +383,6 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         self.state = CONNECTING
         self.is_silent = True  # the peer has not said anything
         self._thread = threading.get_ident()
-        self._timer: threading.Timer | None = None  # when another thread has closed it
         self._deadline: float | None = time.monotonic() + HEAD_TIMEOUT  # for what must come
         self._lock = threading.Lock()  # held while the state changes and while bytes are sent
         self._end_code = 0  # the status or close code that we ended it with
@@ -454,12 +397,13 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         """Open the connection and exchange messages. All that can end it ends here."""
         try:
-            received = self._open()
+            reader = io.BufferedReader(Receiver(self), BUFFER_SIZE)
+            self._open(reader)
             self.log("=", f"open from {self.headers.get('origin', 'a program without Origin')}")
-            self._exchange_messages(received)
+            self._exchange_messages(reader)
             self.log("=", f"closed {self._end_code}")
         except ProtocolError as error:
-            self._fail(error.code, error.reason)
+            self._fail(*error.args)
         except ConnectionError as error:
             if self.state == OPEN:  # message_received raised it
                 self._fail(1011, str(error))
@@ -469,27 +413,25 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
             self._fail(500 if self.state == CONNECTING else 1011, "an error in the server")
             raise
 
-    def _open(self) -> bytes:
-        """Make the opening handshake (4.2.2); return what came after it."""
-        if not self._has_place:
-            raise ProtocolError(503, "no room for another connection")
-        self.target, self.headers, received = read_head(self._receive)
+    def _open(self, reader: io.BufferedReader) -> None:
+        """Make the opening handshake (4.2.2)."""
+        import hashlib  # here, because it takes milliseconds that the start can do without
+
+        require(self._has_place, 503, "no room for another connection")
+        self.target, self.headers = read_head(reader)
         self.check_handshake()
         digest = hashlib.sha1(self.headers["sec-websocket-key"].encode() + GUID).digest()
         accept = b2a_base64(digest, newline=False).decode()
         headers = ["Upgrade: websocket", "Connection: Upgrade", f"Sec-WebSocket-Accept: {accept}"]
         with self._lock:
-            if self.state != CONNECTING:
-                raise ConnectionError(self._end_reason)
             self._send_now(response("101 Switching Protocols", headers))
             self.state = OPEN
             self._deadline = None
         self.request.settimeout(None)
-        return received
 
-    def _exchange_messages(self, received: bytes) -> None:
+    def _exchange_messages(self, reader: io.BufferedReader) -> None:
         """Receive messages until the closing handshake is complete."""
-        for opcode, payload in read_messages(self._receive, self.max_message_size, received):
+        for opcode, payload in read_messages(reader, self.max_message_size):
             if opcode == CLOSE:
                 code = close_code(payload)
                 with suppress(ConnectionError):  # it answers ours
@@ -518,40 +460,36 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
 
     def finish(self) -> None:
         """Drop TCP (7.1.1), but read first: unread bytes reset it, and our Close may be lost."""
-        deadline = time.monotonic() + CLOSE_TIMEOUT
-        self._deadline = min(self._deadline or deadline, deadline)
+        self._deadline = time.monotonic() + CLOSE_TIMEOUT
         with suppress(OSError, ProtocolError):  # raised when the peer has gone, or at the deadline
             self.request.shutdown(socket.SHUT_WR)
             while self._has_place:  # without one it must not stay
-                self._receive()
-        self.state = CLOSED
-        if self._timer:
-            self._timer.cancel()
-        self.server.remove(self)
+                self.receive_into(bytearray(BUFFER_SIZE))
+        self.server.places.pop(self, None)
 
     # -- bytes from and to the peer
 
-    def _receive(self) -> bytes:
-        """Wait for bytes. Raise ConnectionError if none will come, ProtocolError 408."""
+    def receive_into(self, buffer: bytearray) -> int:
+        """Wait for bytes; return how many there are.
+
+        Raise ConnectionError if none will come, ProtocolError 408 if they should be here already.
+        """
         try:
             if self._deadline is not None:
-                seconds = self._deadline - time.monotonic()
-                if seconds <= 0:
-                    raise socket.timeout
-                self.request.settimeout(seconds)
-            received = self.request.recv(RECEIVE_SIZE)
-        except socket.timeout:
+                self.request.settimeout(self._deadline - time.monotonic())
+            size = self.request.recv_into(buffer)
+        except (socket.timeout, ValueError):  # the latter for a negative time
             if self.state == CONNECTING:
                 raise ProtocolError(408, f"no complete head within {HEAD_TIMEOUT} s") from None
             raise ConnectionError("no answer to our Close") from None
         except OSError as error:
-            self.state = CLOSED
-            raise ConnectionError(error.strerror) from None
-        if not received:
+            self.drop(error.strerror)
+            size = 0
+        if not size:
             self.state = CLOSED
             raise ConnectionError(self._end_reason)
         self.is_silent = False
-        return received
+        return size
 
     def _send(self, data: bytes) -> None:
         """Send a frame. Raise ConnectionError."""
@@ -571,9 +509,9 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         self._end_code = code
         self._deadline = time.monotonic() + CLOSE_TIMEOUT
         if threading.get_ident() != self._thread:  # that may wait in recv, without a deadline
-            self._timer = threading.Timer(CLOSE_TIMEOUT, self.drop, ["no answer to our Close"])
-            self._timer.daemon = True
-            self._timer.start()
+            timer = threading.Timer(CLOSE_TIMEOUT, self.drop, ["no answer to our Close"])
+            timer.daemon = True
+            timer.start()
         self._send_now(data)
 
     def _send_now(self, data: bytes) -> None:
@@ -583,6 +521,16 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         except OSError as error:
             self.drop(f"it takes no more: {error.strerror or error}")
             raise ConnectionError(self._end_reason) from None
+
+
+class Receiver(io.RawIOBase):
+    """The bytes that a connection receives, for a BufferedReader, which reads them in any size."""
+
+    def __init__(self, connection: WebSocketHandler) -> None:
+        self.readinto = connection.receive_into
+
+    def readable(self) -> bool:
+        return True
 
 
 class WebSocketServer(socketserver.ThreadingTCPServer):
@@ -596,22 +544,18 @@ class WebSocketServer(socketserver.ThreadingTCPServer):
     request_queue_size = 128
 
     def __init__(self, address: tuple[str, int], handler: type[WebSocketHandler]) -> None:
-        """Listen at an address; other sockets may be added to `listeners`. Raise OSError."""
-        self._count = 0  # of the connections until now
-        self._connections: list[WebSocketHandler] = []  # the oldest first
-        self._is_closed = False
-        self._changed = threading.Condition()  # held while these three are read or changed
+        """Listen at an address; other sockets may be added to `other_sockets`. Raise OSError."""
+        self._numbers = itertools.count(1)
+        self.places: dict[WebSocketHandler, None] = {}  # of the connections, the oldest first
         self._alarm, self._bell = socket.socketpair()  # when one is closed, the other wakes up
         self._has_stopped = threading.Event()
-        self.listeners: list[socket.socket] = []
+        self.other_sockets: list[socket.socket] = []  # that listen, too
         super().__init__(address, handler)
-        self.listeners.append(self.socket)
 
     @property
     def connections(self) -> list[WebSocketHandler]:
         """A snapshot of the connections, which come and go meanwhile."""
-        with self._changed:
-            return list(self._connections)
+        return list(self.places)
 
     def serve_forever(self, poll_interval: float = 0) -> None:
         """Accept connections until shutdown. Nothing is polled: the interval does not matter."""
@@ -619,72 +563,55 @@ class WebSocketServer(socketserver.ThreadingTCPServer):
         while self._alarm not in ready:
             for listener in ready:
                 self._accept(listener)
-            ready = select.select([self._alarm, *self.listeners], [], [])[0]
+            ready = select.select([self._alarm, self.socket, *self.other_sockets], [], [])[0]
         self._has_stopped.set()
 
     def _accept(self, listener: socket.socket) -> None:
         """Start the thread of a connection."""
         try:
-            listener.setblocking(False)  # it may have gone again
-            request, address = listener.accept()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE) and not self.make_room():
+            listener.setblocking(False)
+            self.process_request(*listener.accept())
+        except BlockingIOError:
+            pass  # it has gone again
+        except (OSError, RuntimeError):  # there is no file descriptor or no thread for it
+            if not self.make_room():
                 time.sleep(0.1)  # else this would be tried again and again
-            return
-        try:
-            self.process_request(request, address)
-        except RuntimeError:  # no thread can be started
-            self.shutdown_request(request)
 
     def add(self, connection: WebSocketHandler) -> bool:
         """Give a connection its number, and a place if there is one; return whether there is."""
-        with self._changed:
-            self._count += 1
-            connection.number = self._count
-            is_full = len(self._connections) >= MAX_CONNECTIONS
-            if self._is_closed or (is_full and not self.make_room()):
-                return False
-            self._connections.append(connection)
-            return True
+        connection.number = next(self._numbers)
+        if len(self.places) >= MAX_CONNECTIONS and not self.make_room():
+            return False
+        self.places[connection] = None
+        return True
 
     def make_room(self) -> bool:
         """Drop the oldest connection that has not said anything; return whether there was one."""
-        with self._changed:
-            for connection in self._connections:
-                if connection.is_silent:
-                    connection.drop("it said nothing, and another needs its place")
-                    self._connections.remove(connection)
-                    return True
-        return False
-
-    def remove(self, connection: WebSocketHandler) -> None:
-        """Give its place to others."""
-        with self._changed:
-            if connection in self._connections:
-                self._connections.remove(connection)
-            self._changed.notify_all()
-
-    def close_connections(self) -> None:
-        """Take no more, and close all with 1001: the server goes away (7.4.1)."""
-        with self._changed:
-            self._is_closed = True
-        for connection in self.connections:
-            with suppress(ConnectionError):  # it has gone, or is closing
-                connection.close(1001)
+        silent = next((each for each in self.connections if each.is_silent), None)
+        if silent:
+            silent.drop("it said nothing, and another needs its place")
+            self.places.pop(silent, None)
+        return silent is not None
 
     def shutdown(self) -> None:
         """Stop serve_forever, and wait until it has stopped."""
         self._bell.close()
         self._has_stopped.wait()
 
-    def server_close(self) -> None:
-        """Stop listening, close all connections, and wait until they have gone."""
-        super().server_close()
-        for each in (*self.listeners, self._bell, self._alarm):
+    def go_away(self) -> None:
+        """Stop listening, and close all connections with 1001 (7.4.1)."""
+        for each in (self.socket, *self.other_sockets, self._bell, self._alarm):
             each.close()
-        self.close_connections()
-        with self._changed:  # they have gone after CLOSE_TIMEOUT at the latest
-            self._changed.wait_for(lambda: not self._connections, CLOSE_TIMEOUT + 1)
+        for connection in self.connections:
+            with suppress(ConnectionError):  # it has gone, or is closing
+                connection.close(1001)
+
+    def server_close(self) -> None:
+        """Go away, and wait until nobody is left, as CLOSE_TIMEOUT sees to."""
+        self.go_away()
+        deadline = time.monotonic() + 2 * CLOSE_TIMEOUT
+        while self.connections and time.monotonic() < deadline:
+            time.sleep(0.01)
 
 
 # ---- Scripts ------------------------------------------------------------------------------------
@@ -693,22 +620,19 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 IS_INSTALLED = HERE.endswith(".sketchplugin/Contents/Sketch")  # in the bundle, beside the scripts
 BUNDLE = os.path.abspath(f"{HERE}/../.." if IS_INSTALLED else f"{HERE}/plugin/pebble.sketchplugin")
 
-NO_SKETCH = "macOS found no Sketch. Install it, or name it with --sketch APP, and start again."
-TOO_LATE = "Sketch did not answer in time. The script may still be running in it, or show an alert."
-SILENT = "The script has run. It did not say what it did."
-STATUSES = {"OK": "done", "ERROR": "failed"}  # by the word with which a script tells how it went
+ENVIRONMENT = dict(os.environb)  # of the scripts; encoded here, and not for each of them
+NO_SKETCH = "There is no Sketch. Install it, or start the server with --sketch /path/to/Sketch.app."
+TOO_LATE = "Sketch did not answer in time. The script may be running in it still, or show an alert."
 
 # A comma that Sketch ignores, outside of a string, which is kept.
-TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])')
+TRAILING_COMMA = r'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])'
 
 # The line that tells how a script went, and one in which Sketch reports an error.
-OUTCOME = re.compile(r"(OK|ERROR)(?:[\s:]\s*(.*))?")
-SKETCH_ERROR = re.compile(r"\W*(Error in command |(Uncaught )?([A-Z]\w*)?Error:)")
+OUTCOME = r"\s*(OK|ERROR)(?:[\s:]\s*(.*))?"
+SKETCH_ERROR = r"\W*(Error in command |(Uncaught )?([A-Z]\w*)?Error:)"
 
-# A line that is a JavaScript string, as Sketch's console.log prints it; of a cut one without its end.
-QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)('?)\\?")
-ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)")
-ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
+# A line that is a JavaScript string, as console.log prints it in Sketch. It may be cut.
+QUOTED = r"'((?:[^'\\]|\\[^u]|\\u.{4})*)('$)?"
 LINE_SIZE = 4 * MAX_OUTPUT  # bytes of a line that are read: a letter has four at most
 
 
@@ -725,50 +649,52 @@ def find_command(message: str) -> tuple[str, str]:
     name = os.path.basename(script)
     parent, extension, place = script.rpartition(".sketchplugin/")
     if not extension:
-        raise UserError(f"{name} is in no .sketchplugin. Move it into one, or correct SCRIPTS.")
+        raise UserError(f"{name} is in no .sketchplugin. Move it into one, or fix SCRIPTS.")
     if not os.path.isfile(script):
         folder = os.path.dirname(place)
-        raise UserError(f"{name} is missing from {folder}. Put it there, or correct SCRIPTS.")
+        raise UserError(f"{name} is missing from {folder}. Put it there, or fix SCRIPTS.")
 
     bundle = f"{parent}.sketchplugin"
     commands = read_commands(bundle)
-    identifiers = [command["identifier"] for command in commands if runs(command, bundle, script)]
+    file = os.stat(script)
+    identifiers = [command["identifier"] for command in commands if runs(command, bundle, file)]
     if not identifiers:
-        needs = '"script", an "identifier" and a "handler"'
-        raise UserError(f"No command in manifest.json runs {name}: it needs this {needs}.")
+        raise UserError(f"No command in manifest.json that has an identifier runs {name}. Add one.")
     identifier = message if message in identifiers else identifiers[0]
     if [command.get("identifier") for command in commands].count(identifier) > 1:
-        doubled = f'Two commands in manifest.json are called "{identifier}"'
-        raise UserError(f"{doubled}, and Sketch would run the first. Give each its own identifier.")
+        raise UserError(
+            f'Two commands in manifest.json have the identifier "{identifier}". Change one.'
+        )
     return bundle, identifier
 
 
 def read_commands(bundle: str) -> list[dict]:
     """Return the commands in a bundle's manifest. Raise UserError."""
     try:
-        with open(f"{bundle}/Contents/Sketch/manifest.json", encoding="utf-8-sig") as file:
-            text = TRAILING_COMMA.sub(r"\1", file.read())
+        with open(f"{bundle}/Contents/Sketch/manifest.json", "rb") as file:
+            text = file.read().decode("utf-8-sig")
+        if re.search(r",\s*[\]}]", text):
+            text = re.sub(TRAILING_COMMA, r"\1", text)
         return [dict(command) for command in json.loads(text)["commands"]]
     except json.JSONDecodeError as error:
-        hint = "Look for a comma, a bracket or a straight quote that is missing."
-        raise UserError(f"manifest.json, line {error.lineno}: {error.msg}. {hint}") from None
-    except OSError as error:
-        raise UserError(f"manifest.json cannot be read: {error.strerror}.") from None
-    except (ValueError, LookupError, TypeError, RecursionError):
-        raise UserError('manifest.json needs "commands": [{…}, …], a list of them.') from None
+        problem = f"{error.msg}. Fix that line, or the one before it."
+        raise UserError(f"manifest.json, line {error.lineno}: {problem}") from None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        raise UserError("manifest.json is missing, or has no list of commands. Add that.") from None
 
 
-def runs(command: dict, bundle: str, script: str) -> bool:
-    """Return whether Sketch can be told to run a command, and that is this script.
+def runs(command: dict, bundle: str, file: os.stat_result) -> bool:
+    """Return whether Sketch can be told to run a command, and its script is this file.
 
     A file may have several names: macOS minds neither case nor the form of Unicode.
     """
     handlers = command.get("handlers")
-    has_handler = "handler" in command or not isinstance(handlers, dict) or "run" in handlers
-    if not has_handler or not isinstance(command.get("identifier"), str):
+    can_run = "handler" in command or not isinstance(handlers, dict) or "run" in handlers
+    if not (can_run and command.get("identifier") and isinstance(command["identifier"], str)):
         return False
     with suppress(OSError, ValueError):  # there is no such file
-        return os.path.samefile(f"{bundle}/Contents/Sketch/{command.get('script')}", script)
+        named = os.stat(f"{bundle}/Contents/Sketch/{command.get('script')}")
+        return os.path.samestat(named, file)
     return False
 
 
@@ -806,11 +732,9 @@ def sketch_version(app: str) -> list[int]:
 
 def sketchtool(app: str) -> str | None:
     """Return the path of a Sketch application's command line tool, None if it has none."""
-    for folder in ("MacOS", "Resources/sketchtool/bin"):
-        tool = f"{app}/Contents/{folder}/sketchtool"
-        if os.access(tool, os.X_OK):
-            return tool
-    return None
+    folders = ("MacOS", "Resources/sketchtool/bin")  # the second one before 2020
+    tools = (f"{app}/Contents/{folder}/sketchtool" for folder in folders)
+    return next((tool for tool in tools if os.access(tool, os.X_OK)), None)
 
 
 def run_script(arguments: list[str], is_late: Callable[[], bool]) -> tuple[Output, int | None]:
@@ -825,7 +749,8 @@ def run_script(arguments: list[str], is_late: Callable[[], bool]) -> tuple[Outpu
         with open(writer, "wb"):  # and no longer: else the pipe would not end when the script does
             process = spawn(arguments, output=writer)
         pause = 0.00001  # seconds
-        while not is_late():
+        ended = 0
+        while not ended and not is_late():
             ended, wait_status = os.waitpid(process, os.WNOHANG)
             if select.select([pipe], [], [], 0 if ended else 0.1)[0]:
                 received = pipe.read(PIPE_SIZE)  # all that is in it
@@ -833,11 +758,10 @@ def run_script(arguments: list[str], is_late: Callable[[], bool]) -> tuple[Outpu
                 if not received and not ended:
                     pause = min(2 * pause, 0.1)
                     time.sleep(pause)
-            if ended:
-                output.add(b"\n")  # which the last line may not have
-                return output, os.waitstatus_to_exitcode(wait_status)
+    output.add(b"\n")  # which the last line may not have
+    if ended:
+        return output, os.waitstatus_to_exitcode(wait_status)
     kill(process)
-    output.add(b"\n")
     return output, None
 
 
@@ -851,7 +775,7 @@ def spawn(arguments: list[str], output: int) -> int:
     actions.append((os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0))
     signals = {"setsigmask": (), "setsigdef": (signal.SIGPIPE, signal.SIGXFSZ)}
     options = {"file_actions": actions, "setpgroup": 0, **signals}
-    return os.posix_spawn(arguments[0], arguments, os.environb, **options)
+    return os.posix_spawn(arguments[0], arguments, ENVIRONMENT, **options)
 
 
 def kill(process: int) -> None:
@@ -879,19 +803,12 @@ class Output:
             for part in unquoted(line[:LINE_SIZE]).split("\n"):
                 part = part[:MAX_OUTPUT]
                 self.lines.append(part)
-                self.outcome = OUTCOME.fullmatch(part) or self.outcome
-                self.has_error = self.has_error or SKETCH_ERROR.match(part) is not None
+                self.outcome = re.fullmatch(OUTCOME, part) or self.outcome
+                self.has_error = self.has_error or bool(re.match(SKETCH_ERROR, part))
 
     def text(self) -> str:
         """Return the end of all that was printed."""
         return "\n".join(self.lines).strip()[-MAX_OUTPUT:]
-
-    def besides(self) -> list[str]:
-        """Return the last lines, without the one that tells how it went."""
-        if not self.outcome:
-            return []
-        lines = [line for line in self.lines if line and line is not self.outcome.string]
-        return lines[-MAX_LOGGED_LINES:]
 
     def answer(self, exit_status: int) -> tuple[str, str]:
         """Return status and output of an answer, when it has ended.
@@ -899,40 +816,37 @@ class Output:
         A failure's exit status may well be 0, so that a line that tells how it went counts more.
         """
         if self.outcome:
-            return STATUSES[self.outcome[1]], self.outcome[2] or ""
+            return "done" if self.outcome[1] == "OK" else "failed", self.outcome[2] or ""
         if exit_status == 0 and not self.has_error:
-            return "done", self.text() or SILENT
-        silent = f"sketchtool ended with {exit_status} and printed nothing. Try the menu in Sketch."
+            return "done", self.text() or "The script ran, and did not say what it did."
+        silent = f"sketchtool ended with {exit_status} and said nothing. Try it from Sketch's menu."
         return "failed", self.text() or silent
 
 
 def unquoted(line: bytes) -> str:
     """Return a line as text, and of one that is a JavaScript string what is in its quotes."""
-    text = line.decode("utf-8", "replace").strip()
-    quoted = QUOTED.fullmatch(text)
-    if not quoted or not (quoted[2] or len(line) == LINE_SIZE):
-        return text
-    return ESCAPE.sub(unescaped, quoted[1])
-
-
-def unescaped(escape: re.Match) -> str:
-    """Return the letter that an escape in a JavaScript string stands for."""
-    code = escape[1]
-    return chr(int(code[1:], 16)) if len(code) > 1 else ESCAPED.get(code, code)
+    text = line.decode("utf-8", "replace").rstrip()
+    quoted = re.match(QUOTED, text)
+    if quoted and (quoted[2] or len(line) == LINE_SIZE):
+        # It is written as JSON is, but for the two kinds of quotes.
+        string = quoted[1].replace("\\'", "'").replace('"', '\\"')
+        try:
+            return json.loads(f'"{string}"', strict=False)
+        except ValueError:  # it has an escape that only JavaScript knows
+            return quoted[1]
+    return text
 
 
 # ---- The bridge ---------------------------------------------------------------------------------
+
+LOCAL_HOST = r"(?i)(localhost|127\.0\.0\.1|\[::1\])(:[0-9]*)?"
 
 
 class DialogueHandler(WebSocketHandler):
     """The connection of a dialogue: each message is a click, and each is answered."""
 
     send_timeout = 0.000001  # nobody waits for a dialogue that does not read
-    refusal = (
-        "This is the WebSocket server of a Sketch plugin, not a web page: open its panel in Sketch."
-    )
-
-    server: Bridge
+    refusal = "This is the WebSocket server of a Sketch plugin. Its log says why it refuses this."
 
     def log(self, sign: str, text: str, suffix: str = "") -> None:
         self.server.log(f"#{self.number} {sign}", text, suffix)
@@ -943,32 +857,32 @@ class DialogueHandler(WebSocketHandler):
         A web page has another Origin, except in a sandboxed frame, which has null as a page from
         disk has. One that was made to resolve to this computer (DNS rebinding) has another Host.
         """
+        import hmac  # as hashlib is, in the handshake
+
         host = self.headers["host"]
         origin = self.headers.get("origin")
-        if not re.fullmatch(r"(?i)(localhost|127\.0\.0\.1|\[::1\])(:[0-9]*)?", host):
-            raise ProtocolError(403, f"Host {host}")
-        if origin not in (None, "null", "file://"):
-            raise ProtocolError(403, f"Origin {origin}")
+        require(re.fullmatch(LOCAL_HOST, host), 403, f"Host {host}")
+        require(origin in (None, "null", "file://"), 403, f"Origin {origin}")
         super().check_handshake()
-        if not secrets.compare_digest(self.target, f"/?token={self.server.token}"):
-            raise ProtocolError(403, "a wrong token, or none")
+        has_token = hmac.compare_digest(self.target, f"/?token={self.server.token}")
+        require(has_token, 403, "a wrong token, or none")
 
     def message_received(self, message: str | bytes) -> None:
-        if isinstance(message, bytes):
-            raise ProtocolError(1003, "a binary message")
+        require(isinstance(message, str), 1003, "a binary message")
         self.log("<", message)
         if message not in SCRIPTS:
             sends = f'This button sends "{message[:MAX_LOGGED]}"; SCRIPTS in pebble_ws.py lists no'
-            self.answer(message, "unknown", f"{sends} such message. Add it, and start again.")
+            self.answer(message, "unknown", f"{sends} such message. Add it and start again.")
         elif not self.server.take(self, message):
-            self.answer(message, "busy", f"{MAX_WAITING} clicks are waiting. Try again after them.")
+            self.answer(
+                message, "busy", f"{MAX_WAITING} clicks are waiting already. Try again soon."
+            )
 
     def answer(self, message: str, status: str, output: str, suffix: str = "") -> None:
         """Tell the log and the dialogue, if it is still there, how a click went."""
         self.log(">", f"{status}: {output}", suffix)
-        public = self.server.public
-        message = public(message)[:MAX_LOGGED]
-        output = public(output)[-MAX_OUTPUT:]
+        message = self.server.public(message)[:MAX_LOGGED]
+        output = self.server.public(output)[-MAX_OUTPUT:]
         with suppress(ConnectionError):  # it has gone
             self.send(json.dumps({"message": message, "status": status, "output": output}))
 
@@ -977,12 +891,13 @@ class Bridge(WebSocketServer):
     """What all dialogues share: the token, the log, and Sketch, which runs one script at a time."""
 
     def __init__(self, port: int, app: str | None, dry_run: bool) -> None:
-        """Listen, and run clicks in the Sketch application `app`, if there is one. Raise OSError."""
+        """Listen, and run clicks in a Sketch application, if there is one. Raise OSError."""
         super().__init__(("127.0.0.1", port), DialogueHandler)
-        self.listen_at_ipv6(self.server_address[1])
+        self.port = self.server_address[1]
+        self.listen_at_ipv6()
         self.app = app
         self.dry_run = dry_run
-        self.token = secrets.token_urlsafe(32)
+        self.token = os.urandom(32).hex()
         self.clicks: deque[tuple[DialogueHandler, str]] = deque()  # the first of them is running
         self.stop_time = float("inf")  # by time.monotonic(); then whatever runs is killed
         self.clicked = threading.Condition()  # held while these two are read or changed
@@ -990,11 +905,12 @@ class Bridge(WebSocketServer):
         self.runner = threading.Thread(target=self.run_clicks, daemon=True)
         self.runner.start()
 
-    def listen_at_ipv6(self, port: int) -> None:
+    def listen_at_ipv6(self) -> None:
         """Listen at ::1 too, if this machine has it: a browser may try either for localhost."""
         try:
-            listener = socket.create_server(("::1", port), family=socket.AF_INET6, backlog=128)
-            self.listeners.append(listener)
+            address = ("::1", self.port)
+            listener = socket.create_server(address, family=socket.AF_INET6, backlog=128)
+            self.other_sockets.append(listener)
         except OSError as error:
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 self.server_close()
@@ -1007,8 +923,7 @@ class Bridge(WebSocketServer):
     def log(self, sign: str, text: str, suffix: str = "") -> None:
         """Write a line to the log, the text shortened: it may come from anywhere."""
         text = self.public(text)
-        if len(text) > MAX_LOGGED:
-            text = f"{text[: MAX_LOGGED - 1]}…"
+        text = text if len(text) <= MAX_LOGGED else f"{text[: MAX_LOGGED - 1]}…"
         self.log_file.write(sign, f"{text}{suffix}")
 
     def take(self, dialogue: DialogueHandler, message: str) -> bool:
@@ -1029,7 +944,7 @@ class Bridge(WebSocketServer):
                     return
                 dialogue, message = self.clicks[0]
             if self.is_stopping() or dialogue.state != OPEN:
-                dialogue.log("=", f"dropped {message}: nobody waits for it any more")
+                dialogue.log("=", f"dropped {message}: nobody is waiting for it any more")
             else:
                 self.run_click(dialogue, message)
             with self.clicked:
@@ -1042,14 +957,16 @@ class Bridge(WebSocketServer):
             status, output = self.run(dialogue, message)
         except UserError as error:
             status, output = "failed", str(error)
+        except OSError as error:
+            status, output = "failed", f"sketchtool does not start: {error.strerror}. Open Sketch."
         except Exception:
             status, output = "failed", "An error in pebble_ws.py; the server's window shows it."
             sys.excepthook(*sys.exc_info())
-        milliseconds = (time.monotonic() - start) * 1000
-        dialogue.answer(message, status, output, f" ({milliseconds:.0f} ms)")
+        seconds = time.monotonic() - start
+        dialogue.answer(message, status, output, f" ({seconds * 1000:.0f} ms)")
 
     def run(self, dialogue: DialogueHandler, message: str) -> tuple[str, str]:
-        """Run the script of a click; return status and output. Raise UserError."""
+        """Run the script of a click; return status and output. Raise UserError or OSError."""
         bundle, identifier = find_command(message)
         if self.dry_run:
             return "dry run", f"Sketch would run {identifier} of {os.path.basename(bundle)}."
@@ -1057,18 +974,15 @@ class Bridge(WebSocketServer):
         if not tool:
             raise UserError(NO_SKETCH)
 
-        deadline = time.monotonic() + SCRIPT_TIMEOUT
         arguments = [tool, "run", bundle, identifier, "--without-activating"]
-        try:
-            output, exit_status = run_script(
-                arguments, lambda: time.monotonic() > min(deadline, self.stop_time)
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(f"sketchtool cannot be started: {error}.") from None
+        deadline = time.monotonic() + SCRIPT_TIMEOUT
+        is_late = lambda: time.monotonic() > min(deadline, self.stop_time)  # noqa: E731
+        output, exit_status = run_script(arguments, is_late)
         if exit_status is None:
             return "failed", f"{output.text()}\n{TOO_LATE}".strip()
-        for line in output.besides():
-            dialogue.log("|", line)
+        for line in list(output.lines)[-MAX_LOGGED_LINES:]:
+            if line and output.outcome and line is not output.outcome.string:
+                dialogue.log("|", line)
         return output.answer(exit_status)
 
     def is_stopping(self) -> bool:
@@ -1093,9 +1007,8 @@ class LogFile:
     """
 
     def __init__(self) -> None:
-        self.encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         self.has_colour = os.isatty(1) and not os.environ.get("NO_COLOR")
-        self.lines: queue.Queue[bytes | None] = queue.Queue(MAX_UNWRITTEN)
+        self.lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self.writer = threading.Thread(target=self.write_lines, daemon=True)
         self.writer.start()
 
@@ -1104,23 +1017,20 @@ class LogFile:
         line = f"{time.strftime('%H:%M:%S')} {sign} {printable(text)}"
         if self.has_colour and sign.endswith("!"):
             line = f"\x1b[1;31m{line}\x1b[0m"
-        with suppress(queue.Full):
-            self.lines.put_nowait(f"{line}\n".encode(self.encoding, "backslashreplace"))
+        if self.lines.qsize() < MAX_UNWRITTEN:
+            self.lines.put(f"{line}\n".encode(errors="backslashreplace"))
 
     def write_lines(self) -> None:
-        """Write what is added, until close. What cannot be written is lost, not what follows."""
+        """Write what is added, until b"" is. What cannot be written is lost, but not the rest."""
         while line := self.lines.get():
             with suppress(OSError):
                 while line:
-                    try:
-                        line = line[os.write(1, line) :]
-                    except BlockingIOError:  # somebody has made it one that does not wait
-                        select.select([], [1], [])
+                    select.select([], [1], [])  # it may be a file that does not wait itself
+                    line = line[os.write(1, line) :]
 
     def close(self) -> None:
         """Give what was added a second to be written."""
-        with suppress(queue.Full):
-            self.lines.put(None, timeout=1)
+        self.lines.put(b"")
         self.writer.join(1)
 
 
@@ -1134,19 +1044,13 @@ def printable(text: str) -> str:
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 SESSION = f"{BUNDLE}/Contents/Resources/session.js"
 PLUGINS = "~/Library/Application Support/com.bohemiancoding.sketch3/Plugins"
-INSTALLED = (
-    "Sketch shows the installed copy of this plugin, whose panel does not find this server. Start "
-    "that one, with start-webservice in its menu."
-)
 
-DESCRIPTION = "Run a Sketch plugin's CocoaScripts from the buttons of its HTML panel."
 EXAMPLES = """
-With no arguments it starts the server for the plugin beside it. Without macOS, or with --dry-run,
-it runs no script, but answers each click with the one that Sketch would run.
+Without arguments it starts the server of the plugin that it belongs to. Where there can be no
+Sketch, because this is not macOS, that is a dry run: it answers which script would run.
 
-examples:
-  python3 pebble_ws.py --dry-run     see it work, without Sketch
-  python3 pebble_ws.py --sketch "$HOME/Applications/Sketch Beta.app"
+examples:  python3 pebble_ws.py --dry-run
+           python3 pebble_ws.py --sketch "$HOME/Applications/Sketch Beta.app"
 """
 
 
@@ -1154,7 +1058,17 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status. Bad arguments exit with argparse's usage."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until serve waits for them
     try:
-        run_command_line(argv)
+        if not hasattr(os, "waitstatus_to_exitcode"):
+            version = sys.version.split()[0]
+            raise UserError(f"This is Python {version}. Start pebble_ws.py with 3.9 or newer.")
+        options = parse_arguments(argv)
+        if not os.path.isdir(BUNDLE):
+            raise UserError("Keep pebble_ws.py in a plugin's Contents/Sketch, or beside plugin/.")
+        if options.install is None:
+            app = options.sketch and os.path.abspath(options.sketch)
+            serve(options.port, app, options.dry_run)
+        else:
+            install(os.path.expanduser(options.install))
         return 0
     except UserError as error:
         print(f"pebble_ws.py: {printable(str(error))}", file=sys.stderr)
@@ -1165,24 +1079,11 @@ def main(argv: list[str] | None = None) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def run_command_line(argv: list[str] | None) -> None:
-    """Do what main says. Raise UserError."""
-    if not hasattr(os, "waitstatus_to_exitcode"):
-        raise UserError(f"Python 3.9 or newer is needed; this is {sys.version.split()[0]}.")
-    options = parse_arguments(argv)
-    if not os.path.isdir(BUNDLE):
-        raise UserError(f"There is no {BUNDLE}. Keep pebble_ws.py beside the folder plugin.")
-    if options.install is None:
-        serve(options.port, options.sketch, options.dry_run)
-    else:
-        install(os.path.expanduser(options.install))
-
-
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Return the options: port, sketch, dry_run, install."""
-    layout = functools.partial(argparse.RawDescriptionHelpFormatter, width=100)
-    about = {"description": DESCRIPTION, "epilog": EXAMPLES, "formatter_class": layout}
-    parser = argparse.ArgumentParser("pebble_ws.py", **about)
+    about = "Run a Sketch plugin's CocoaScripts from the buttons of its HTML panel."
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("pebble_ws.py", None, about, EXAMPLES, formatter_class=layout)
     add = parser.add_argument
     add("--port", type=int, help=f"where to listen (default: {DEFAULT_PORT}, else any free port)")
     add("--sketch", metavar="APP", help="the Sketch application to use (default: the newest)")
@@ -1198,19 +1099,20 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def serve(port: int | None, app: str | None, dry_run: bool) -> None:
     """Run until a signal stops it. Raise UserError if it cannot start."""
-    app, dry_run = choose_sketch(app, dry_run)
+    if app is not None and not (app.endswith(".app") and sketchtool(app)):
+        raise UserError(f"{app} is not a Sketch app. Give --sketch the path of Sketch.app.")
+    dry_run = dry_run or not app and sys.platform != "darwin"  # Sketch is for macOS only
+    app = app if app or dry_run else find_sketch()
     fill_standard_streams()
     with ExitStack() as at_end:  # what is put on it is done at the end, the last first
         set_signal(signal.SIGCHLD, signal.SIG_DFL, at_end)  # ignored, it hides how a script ends
         lock(BUNDLE, at_end)
         bridge = at_end.enter_context(listen(port, app, dry_run))
         at_end.callback(bridge.log_file.close)
-        at_end.callback(bridge.stop)
         session = write_session(bridge)
         log_what_clicks_will_do(bridge)
         threading.Thread(target=bridge.serve_forever, daemon=True).start()
-        port = bridge.server_address[1]
-        bridge.log("=", f"listening on ws://localhost:{port} (Ctrl-C stops it)")
+        bridge.log("=", f"listening on ws://localhost:{bridge.port} (Ctrl-C stops it)")
 
         signals = {each for each in STOP_SIGNALS if signal.getsignal(each) != signal.SIG_IGN}
         while signal.sigwait(signals) not in signals:
@@ -1218,24 +1120,14 @@ def serve(port: int | None, app: str | None, dry_run: bool) -> None:
         remove_session(session)  # first of all, so that no dialogue comes back
         bridge.log("=", f"stopping{bridge.stop()}")
         bridge.shutdown()
-        bridge.close_connections()
+        bridge.go_away()
         for each in signals:
             set_signal(each, signal.SIG_DFL, at_end)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)  # a second one ends this at once
         bridge.runner.join(STOP_TIMEOUT + 1)
         bridge.server_close()
         bridge.log("=", "stopped")
-
-
-def choose_sketch(app: str | None, dry_run: bool) -> tuple[str | None, bool]:
-    """Return the Sketch application, if there is one, and whether it is a dry run."""
-    if app is None:
-        dry_run = dry_run or sys.platform != "darwin"  # Sketch is for macOS only
-        return None if dry_run else find_sketch(), dry_run
-    app = os.path.abspath(app)
-    if not app.endswith(".app") or not sketchtool(app):
-        raise UserError(f"{app} is not a Sketch app. Give --sketch the path of Sketch.app.")
-    return app, dry_run
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # what is left takes a second at most
 
 
 def fill_standard_streams() -> None:
@@ -1261,33 +1153,35 @@ def lock(bundle: str, at_end: ExitStack) -> None:
         at_end.callback(os.close, descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        text = "A server for this plugin is running already. Stop it with Ctrl-C in its window."
-        raise UserError(text) from None
+        raise UserError("The plugin's server is running already. Stop it with Ctrl-C.") from None
     except OSError:
         pass  # there is nothing to lock, or the file system knows no locks
 
 
 def listen(port: int | None, app: str | None, dry_run: bool) -> Bridge:
     """Return a bridge at a port: with 0, or where the default is taken, any. Raise UserError."""
-    ports = [DEFAULT_PORT, 0, 0] if port is None else [port]
-    for candidate in ports:
+    for candidate in [DEFAULT_PORT, 0, 0] if port is None else [port]:
         try:
             return Bridge(candidate, app, dry_run)
         except OSError as error:
             problem = error.strerror
-    raise UserError(f"Port {port} cannot be used: {problem}. Leave --port out to use another.")
+    raise UserError(f"Port {candidate} cannot be used: {problem}. Leave out --port for another.")
 
 
 def log_what_clicks_will_do(bridge: Bridge) -> None:
     """Tell of a dry run, a missing Sketch, and what is wrong with the plugin."""
     if bridge.dry_run:
-        page = urllib.parse.quote(f"{BUNDLE}/Contents/Resources/pebble-dialogue.html")
+        from pathlib import Path
+
         bridge.log("=", "dry run: no script runs; a click is answered with what Sketch would run")
-        bridge.log("=", "to try it, open", f" file://{page}")
+        for page in Path(BUNDLE).glob("Contents/Resources/*.html"):
+            bridge.log("=", "to try it, open", f" {page.as_uri()}")
     elif not bridge.app:
         bridge.log("!", NO_SKETCH)
     if not IS_INSTALLED and os.path.isdir(os.path.expanduser(f"{PLUGINS}/pebble.sketchplugin")):
-        bridge.log("!", INSTALLED)
+        bridge.log(
+            "!", "Sketch uses the installed copy, not this one: choose start-webservice in it."
+        )
     for mistake in find_mistakes():
         bridge.log("!", mistake)
 
@@ -1297,8 +1191,7 @@ def write_session(bridge: Bridge) -> str:
 
     Return its text. Raise UserError.
     """
-    port = bridge.server_address[1]
-    session = {"port": port, "token": bridge.token, "dryRun": bridge.dry_run}
+    session = {"port": bridge.port, "token": bridge.token, "dryRun": bridge.dry_run}
     text = f"window.pebbleSession = {json.dumps(session)};\n"
     new = f"{SESSION}.{os.getpid()}"
     try:
@@ -1322,10 +1215,19 @@ def remove_session(text: str) -> None:
 
 def install(folder: str) -> None:
     """Copy the plugin with this file into a folder; move an earlier copy aside. Raise UserError."""
+    import shutil
+
+    if not os.path.isdir(folder):
+        raise UserError(f"There is no folder {folder}. Install Sketch first, or name another one.")
     target = os.path.join(os.path.abspath(folder), os.path.basename(BUNDLE))
-    check_target(folder, target)
-    before = target.replace(".sketchplugin", ".before")  # a name that Sketch does not load
-    is_update = os.path.exists(target)
+    paths = [os.path.realpath(path) for path in (target, BUNDLE)]
+    if os.path.commonpath(paths) in paths:
+        raise UserError(f"{target} is this very copy. Name another folder.")
+    with ExitStack() as at_end:
+        lock(target, at_end)
+
+    before = target[: -len("sketchplugin")] + "before"  # a name that Sketch does not load
+    is_update = os.path.lexists(target)
     new = f"{target}.new"
     try:
         copy_plugin(new)
@@ -1334,40 +1236,32 @@ def install(folder: str) -> None:
             os.rename(target, before)
         os.rename(new, target)
     except OSError as error:
-        if is_update and not os.path.exists(target):
+        if is_update and not os.path.lexists(target):
             os.rename(before, target)
         shutil.rmtree(new, ignore_errors=True)
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error
-        raise UserError(f"{target} cannot be written: {reason}.") from None
+        raise UserError(f"{target} cannot be written: {reason}. Fix that.") from None
 
+    with suppress(AttributeError):  # a stand-in for stdout
+        sys.stdout.reconfigure(errors="backslashreplace")  # any name, whatever the locale
     print(printable(f"Copied the plugin, with pebble_ws.py, to {target}."))
     if is_update:
-        print(printable(f"The earlier copy, with all that you changed in it, is {before}."))
-    print("Next: restart Sketch, and choose Plugins > websocket > start-webservice.")
-
-
-def check_target(folder: str, target: str) -> None:
-    """Raise UserError if the plugin cannot be copied there."""
-    if not os.path.isdir(folder):
-        raise UserError(f"There is no folder {folder}. Install Sketch first, or name another one.")
-    paths = [os.path.realpath(path) for path in (target, BUNDLE)]
-    if os.path.commonpath(paths) in paths:  # or one is in the other
-        raise UserError(f"{target} is this very copy. Name another folder.")
-    if os.path.islink(target) or os.path.isfile(target):
-        raise UserError(f"{target} cannot be written: it is a link or a file. Move it away.")
-    with ExitStack() as at_end:
-        lock(target, at_end)
+        print(printable(f"The earlier copy, with everything you changed in it, is now {before}."))
+    print("Next: restart Sketch and, in the plugin's menu, choose start-webservice.")
 
 
 def copy_plugin(target: str) -> None:
     """Copy the bundle and this file, so that their user can change them. Raise OSError."""
+    import shutil
+
     shutil.rmtree(target, ignore_errors=True)
     ignored = shutil.ignore_patterns("session.js*", "pebble_ws.py", "__pycache__", ".DS_Store")
     shutil.copytree(BUNDLE, target, ignore=ignored, copy_function=shutil.copyfile)
     for folder, _, names in os.walk(target):
         os.chmod(folder, 0o755)
         for name in names:
-            os.chmod(f"{folder}/{name}", 0o755 if name.endswith(".command") else 0o644)
+            if name.endswith(".command"):
+                os.chmod(f"{folder}/{name}", 0o755)
     shutil.copyfile(__file__, f"{target}/Contents/Sketch/pebble_ws.py")
 
 

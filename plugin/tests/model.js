@@ -1,10 +1,11 @@
 /*
- * A model of the parts of Sketch that the scripts use, as they are documented. It knows nothing of
- * the scripts. What a script asks for and the model does not have is an error, never undefined,
- * and is kept in `missing`: a script may have caught the error.
+ * A model of the parts of Sketch that the scripts use: what it does, also where that is
+ * inconvenient. It knows nothing of the scripts. As in Sketch, what an object does not have is
+ * undefined and can be assigned without effect; but the model keeps it in `missing`, because a
+ * script that asks for it has a wrong name in it.
  *
- * Three parts: layers, as Sketch holds them; what require('sketch') makes of them; and the
- * Cocoa classes. A Model is one running Sketch, and `run` chooses one command from its menu.
+ * In this order: layers, as Sketch holds them; a running Sketch, in which `run` chooses a command
+ * from the menu; what require('sketch') gives; the Cocoa classes; the console.
  */
 
 // --- Layers ---------------------------------------------------------------------------------
@@ -152,25 +153,31 @@ function within360(degrees) {
 // --- A running Sketch -----------------------------------------------------------------------
 
 class Model {
-  /** `read(path)` gives a file's text; `scripts` is the folder with the real scripts. */
-  constructor(read, scripts) {
-    Object.assign(this, { read, scripts, missing: [] });
+  /** `read(path)` gives a file's text; `folder` is the real bundle that lies at `bundle`. */
+  constructor(read, folder) {
+    Object.assign(this, { read, folder, missing: [] });
+    this.isOlder = false; // BOOLs are numbers, and a toast without a document throws
     this.page = new Layer("Page", "Page 1", undefined, { children: [] });
     this.selection = [];
     this.hasDocument = true;
     this.signedRotation = false; // a Sketch that tells 330° as -30°
     this.undoSpellings = ["actionForID"]; // those that this version has
     this.undoFound = "actionForID"; // the one of them that finds MSUndoAction, if any
+    this.undoValidates = true; // whether that action can say that it has nothing to do
+    this.canUndo = true;
     this.responds = true; // whether somebody takes the action undo:
     this.undone = [];
     this.bundle = "/Users/ann/Plugins/pebble.sketchplugin";
     this.app = "/Applications/Sketch.app";
-    this.files = new Set([`${this.bundle}/Contents/Resources/pebble-dialogue.html`]);
-    this.fileExists = (path) => this.files.has(path);
+    this.files = new Map(); // the text of others by their paths
+    this.gone = new Set(); // paths of files that are not there
+    this.fileExists = (path) => !this.gone.has(path) && this.text(path) !== undefined;
+    this.isExecutable = this.fileExists;
+    this.opens = () => true; // whether macOS opens a path, or an exception
+    this.opened = [];
     this.clipboard = "what was copied before";
-    this.title = ""; // of the page in the panel
     this.panels = [];
-    this.dictionary = {};
+    this.dictionary = this.mutableDictionary();
     this.lines = [];
     this.toasts = [];
     this.alerts = [];
@@ -182,26 +189,72 @@ class Model {
     return layers[0];
   }
 
+  /** Type into the page of the panel that was opened last: this is its title then. */
+  set title(text) {
+    this.panels[this.panels.length - 1].page.title = text;
+  }
+
+  /** The text of a file, or undefined if there is none. */
+  text(path) {
+    if (this.files.has(path)) return this.files.get(path);
+    if (!path.startsWith(`${this.bundle}/`)) return undefined;
+    // It is in installed plugins only, and jsc complains of each file that it cannot read.
+    if (path.endsWith("/pebble_ws.py")) return undefined;
+    try {
+      return this.read(this.folder + path.slice(this.bundle.length));
+    } catch (error) {
+      return undefined;
+    }
+  }
+
+  print(text) {
+    this.lines.push(...String(text).split("\n"));
+  }
+
   /** Choose a command: its script gets a context of its own, which ends with it. */
-  run(command) {
-    const file = `${command}.cocoascript`;
-    const { onRun } = this.load(file, {});
-    onRun(
-      this.strict("context", {
-        document: this.hasDocument ? this.nativeDocument() : null,
-        plugin: this.native("MSPluginBundle", {
-          urlForResourceNamed: (name) => {
-            const path = `${this.bundle}/Contents/Resources/${name}`;
-            return this.fileExists(path) ? this.url(path) : null;
-          },
-        }),
-        scriptURL: this.url(`${this.bundle}/Contents/Sketch/${file}`),
+  run(identifier, bundle = this.bundle) {
+    const folder = `${bundle}/Contents/Sketch`;
+    const text = this.text(`${folder}/manifest.json`);
+    const manifest = JSON.parse(text.replace(/,(?=\s*[\]}])/g, "")); // Sketch takes a last comma
+    const command = manifest.commands.find((command) => command.identifier === identifier);
+    if (!command) throw new Error(`${bundle} has no command ${identifier}`);
+    const path = `${folder}/${command.script}`;
+    const name = command.handlers ? command.handlers.run : command.handler || "onRun";
+    if (!name) {
+      this.print(`Error in command ${command.name} ${path} does not declare a run handler.`);
+      return;
+    }
+    try {
+      const { handler } = this.load(path, {}, name);
+      if (handler) {
+        handler(this.context(bundle, manifest, path));
+      } else {
+        const what = `Script at path ${path} does not contain a handler function named: ${name}.`;
+        this.print(`Error in command ${command.name} ${what}`);
+      }
+    } catch (error) {
+      const place = /(\/[^\s@()]*\/Contents\/Sketch\/[^\s@()]*:\d+:\d+)/.exec(Object(error).stack);
+      this.print(`${error}${place ? `\n    at ${place[1]}` : ""}`);
+    }
+  }
+
+  context(bundle, manifest, path) {
+    return this.strict("context", {
+      document: this.hasDocument ? this.nativeDocument() : null,
+      plugin: this.native("MSPluginBundle", {
+        name: () => this.nativeString(manifest.name),
+        identifier: () => this.nativeString(manifest.identifier),
+        urlForResourceNamed: (name) => {
+          const resource = `${bundle}/Contents/Resources/${name}`;
+          return this.isOlder || this.fileExists(resource) ? this.url(resource) : null;
+        },
       }),
-    );
+      scriptURL: this.url(path),
+    });
   }
 
   /** Run a file where nothing is in scope but JavaScript and what is in `globals`. */
-  load(file, modules) {
+  load(path, modules, handler) {
     const module = { exports: {} };
     const globals = {
       ...this.cocoa(),
@@ -210,8 +263,9 @@ class Model {
       require: (name) => {
         if (name === "sketch") return this.sketch();
         if (!/^\.\/[\w-]+$/.test(name)) throw this.missed(`a module ${name}`);
-        modules[name] = modules[name] || this.load(`${name}.js`, modules).module;
-        return modules[name].exports;
+        const file = `${path.replace(/[^/]*$/, "")}${name.slice(2)}.js`;
+        modules[file] = modules[file] || this.load(file, modules).module;
+        return modules[file].exports;
       },
     };
     const scope = new Proxy(globals, {
@@ -220,35 +274,36 @@ class Model {
         if (typeof key === "symbol") return undefined;
         if (Object.hasOwn(target, key)) return target[key];
         if (LANGUAGE.includes(key)) return globalThis[key];
-        throw this.missed(`a global ${key}`);
+        this.missed(`a global ${key}`);
+        throw new ReferenceError(`Can't find variable: ${key}`);
       },
       set: (target, key) => {
         throw this.missed(`a global ${key} to be set`);
       },
     });
-    const source = this.read(`${this.scripts}/${file}`);
+    const source = this.text(path);
+    if (source === undefined) throw new Error(`Cannot find module ${path}`);
     // Sketch looks for a function of this name in the global scope: a const is not in it.
-    const handler = /^function onRun\(/m.test(source) ? "onRun" : "undefined";
-    const body = `with (scope) return (function () { ${source}\nreturn ${handler} })()`;
-    return { onRun: new Function("scope", body)(scope), module };
+    const isFound = new RegExp(`^(async )?function ${handler}\\(|^var ${handler}\\b`, "m");
+    const found = isFound.test(source) ? handler : "undefined";
+    // All on the first line, so that lines have the numbers that they have in the file.
+    const before = "(function (scope) { with (scope) return (function () { ";
+    const after = `\nreturn ${found} })() })\n//# sourceURL=${encodeURI(path)}`;
+    return { handler: (0, eval)(before + source + after)(scope), module };
   }
 
   /** An object with these members and no others. */
   strict(name, members) {
-    const own = (target, key) => {
-      if (!Object.hasOwn(target, key)) throw this.missed(`${name}.${String(key)}`);
-      return Object.getOwnPropertyDescriptor(target, key);
-    };
     return new Proxy(members, {
       get: (target, key) => {
         if (typeof key === "symbol") return undefined;
-        const { get, set } = own(target, key);
-        if (set && !get) throw this.missed(`${name}.${key} to be read`);
+        if (!Object.hasOwn(target, key)) this.missed(`${name}.${key}`);
         return target[key];
       },
       set: (target, key, value) => {
-        if (!own(target, key).set) throw this.missed(`${name}.${String(key)} to be set`);
-        target[key] = value;
+        const { set } = Object.getOwnPropertyDescriptor(target, key) || {};
+        if (!set) this.missed(`${name}.${String(key)} to be set`);
+        else target[key] = value;
         return true;
       },
     });
@@ -256,16 +311,19 @@ class Model {
 
   /** A native object: moreover its methods take exactly as many arguments as they name. */
   native(name, members) {
-    for (const [key, { value }] of Object.entries(Object.getOwnPropertyDescriptors(members))) {
+    for (const [key, value] of Object.entries(members)) {
       if (typeof value === "function") members[key] = this.exact(`${name}.${key}`, value);
     }
-    return this.strict(name, members);
+    const own = { isKindOfClass: () => this.bool(true), toString: () => `<${name}: 0x6000>` };
+    return this.strict(name, { ...own, ...members });
   }
 
   exact(name, method) {
     return (...values) => {
-      if (values.length !== method.length)
-        throw this.missed(`${name} of ${values.length} arguments`);
+      if (values.length !== method.length) {
+        this.missed(`${name} of ${values.length} arguments`);
+        throw this.exception(`${name} takes ${method.length} arguments`);
+      }
       return method(...values);
     };
   }
@@ -275,9 +333,28 @@ class Model {
     return new Error(`The model of Sketch does not have ${what}`);
   }
 
+  /** What a script catches when native code throws. */
+  exception(reason) {
+    const members = { reason: () => this.nativeString(reason) };
+    const nativeException = this.native("NSException", members);
+    return Object.assign(new Error("An Obj-C exception occurred."), { nativeException });
+  }
+
+  bool(value) {
+    return this.isOlder ? Number(value) : Boolean(value);
+  }
+
   /** A string of Cocoa's: an object, without JavaScript's methods. */
   nativeString(text) {
-    return this.strict("NSString", { toString: () => text });
+    return text == null ? null : this.native("NSString", { toString: () => text });
+  }
+
+  /** A dictionary of Cocoa's: null is what it does not have. */
+  mutableDictionary() {
+    return new Proxy(new Map(), {
+      get: (map, key) => (map.has(key) ? map.get(key) : null),
+      set: (map, key, value) => Boolean(map.set(key, value)),
+    });
   }
 
   // --- require('sketch') --------------------------------------------------------------------
@@ -292,6 +369,7 @@ class Model {
       UI: this.strict("UI", {
         message: (text) => {
           if (this.hasDocument) this.toasts.push(text);
+          else if (this.isOlder) throw new TypeError("null is not an object");
         },
         alert: (title, text) => {
           this.alerts.push({ title, text });
@@ -326,8 +404,7 @@ class Model {
         return layer.type;
       },
       get parent() {
-        if (layer === model.page) throw model.missed("Page.parent");
-        return model.wrapped(layer.parent);
+        return layer === model.page ? model.document() : model.wrapped(layer.parent);
       },
       get name() {
         return layer.name;
@@ -364,7 +441,9 @@ class Model {
         return isGroup ? Boolean(layer.isFrame) : undefined;
       },
       get stackLayout() {
-        return isGroup && layer.isStack ? model.strict("StackLayout", {}) : null;
+        if (layer.isStack) return model.strict("StackLayout", {});
+        if (model.isOlder) throw new TypeError("groupLayout.isKindOfClass is not a function");
+        return null;
       },
       get ignoresStackLayout() {
         return Boolean(layer.ignoresStack);
@@ -421,11 +500,8 @@ class Model {
 
   cocoa() {
     return {
-      console: this.strict("console", {
-        log: (text) => {
-          this.lines.push(...text.split("\n"));
-        },
-      }),
+      log: (text) => this.print(text),
+      console: this.console(),
       NSThread: this.native("NSThread", {
         mainThread: () => this.native("NSThread", { threadDictionary: () => this.dictionary }),
       }),
@@ -446,7 +522,7 @@ class Model {
       WKWebView: this.native("WKWebView", {
         alloc: () =>
           this.native("WKWebView", {
-            initWithFrame_configuration: (frame, configuration) => this.webView(frame),
+            initWithFrame_configuration: (frame, configuration) => this.webView({ frame }),
           }),
       }),
       WKWebViewConfiguration: this.native("WKWebViewConfiguration", {
@@ -457,7 +533,20 @@ class Model {
       NSFileManager: this.native("NSFileManager", {
         defaultManager: () =>
           this.native("NSFileManager", {
-            fileExistsAtPath: (path) => this.fileExists(path),
+            fileExistsAtPath: (path) => this.bool(this.fileExists(String(path))),
+            isExecutableFileAtPath: (path) => this.bool(this.isExecutable(String(path))),
+          }),
+      }),
+      NSURL: this.native("NSURL", { fileURLWithPath: (path) => this.url(String(path)) }),
+      NSWorkspace: this.native("NSWorkspace", {
+        sharedWorkspace: () =>
+          this.native("NSWorkspace", {
+            openURL: (url) => {
+              const path = String(url.path());
+              if (!this.opens(path)) return this.bool(false);
+              this.opened.push(path);
+              return this.bool(true);
+            },
           }),
       }),
       NSBundle: this.native("NSBundle", {
@@ -467,7 +556,7 @@ class Model {
       NSApp: this.native("NSApplication", {
         sendAction_to_from: (action, target, sender) => {
           if (this.responds) this.undone.push(action);
-          return this.responds;
+          return this.bool(this.responds);
         },
       }),
     };
@@ -478,39 +567,32 @@ class Model {
     this.panels.push(state);
     const alive = () => {
       if (state.released) throw this.missed("a panel that was released");
+      return state;
     };
     return this.native("NSPanel", {
       setTitle: (title) => {
-        state.title = title;
+        alive().title = title;
       },
       setHidesOnDeactivate: (hides) => {
-        state.hidesOnDeactivate = hides;
+        alive().hidesOnDeactivate = hides;
       },
-      set floatingPanel(floats) {
-        state.floats = floats;
+      setFloatingPanel: (floats) => {
+        alive().floats = floats;
       },
-      set releasedWhenClosed(released) {
-        state.releasedWhenClosed = released;
+      setReleasedWhenClosed: (released) => {
+        alive().releasedWhenClosed = released;
       },
       center: () => {
-        state.centered = true;
+        alive().centered = true;
       },
-      set contentView(view) {
-        state.contentView = view;
+      setContentView: (view) => {
+        alive().contentView = view;
+        state.page = PAGES.get(view);
       },
-      get contentView() {
-        return () => {
-          alive();
-          return state.contentView;
-        };
-      },
-      isVisible: () => {
-        alive();
-        return state.visible;
-      },
+      contentView: () => alive().contentView,
+      isVisible: () => this.bool(alive().visible),
       makeKeyAndOrderFront: (sender) => {
-        alive();
-        state.visible = true;
+        alive().visible = true;
       },
     });
   }
@@ -523,16 +605,20 @@ class Model {
     }
   }
 
-  webView(frame) {
-    return this.native("WKWebView", {
+  webView(page) {
+    Object.assign(page, { title: "", file: null });
+    const view = this.native("WKWebView", {
       setAutoresizingMask: (mask) => {
-        this.autoresizingMask = mask;
+        page.autoresizingMask = mask;
       },
       loadFileURL_allowingReadAccessToURL: (file, folder) => {
-        this.loaded = { file: String(file.path()), folder: String(folder.path()) };
+        Object.assign(page, { file: String(file.path()), folder: String(folder.path()) });
       },
-      title: () => this.nativeString(this.title.slice(0, 1000)),
+      title: () => this.nativeString(page.title.slice(0, 1000)),
+      URL: () => (page.file === null ? null : this.url(page.file)),
     });
+    PAGES.set(view, page);
+    return view;
   }
 
   pasteboard() {
@@ -544,7 +630,7 @@ class Model {
       },
       setString_forType: (text, type) => {
         if (cleared) this.clipboard = text;
-        return cleared;
+        return this.bool(cleared);
       },
     });
   }
@@ -558,15 +644,14 @@ class Model {
   }
 
   nativeDocument() {
-    const controller = {
-      actionForID: undefined,
-      actionWithID: undefined,
-      actionWithName: undefined,
-    };
+    // What other versions have is known, and undefined in this one.
+    const finders = ["actionForID", "actionWithID", "actionWithName"];
+    const controller = Object.fromEntries(finders.map((finder) => [finder, undefined]));
     for (const spelling of this.undoSpellings) {
       controller[spelling] = (name) =>
         name === "MSUndoAction" && spelling === this.undoFound
           ? this.native(name, {
+              validate: this.undoValidates ? () => this.bool(this.canUndo) : undefined,
               doPerformAction: (sender) => {
                 this.undone.push(spelling);
               },
@@ -577,14 +662,121 @@ class Model {
       actionsController: () => this.native("MSActionController", controller),
     });
   }
+
+  console() {
+    const log = (...values) => this.print(format(...values));
+    return this.strict("console", { log, info: log, warn: log, error: log, debug: log });
+  }
 }
 
 const LAYERS = new WeakMap(); // the layer in each wrapper
+const PAGES = new WeakMap(); // the page in each web view
 
 const LANGUAGE = (
-  "Object Array String Number Boolean Symbol Math JSON Map Set Date RegExp Promise " +
+  "Object Array String Number Boolean Symbol Math JSON Map Set Date RegExp Promise Proxy " +
   "Error TypeError RangeError parseInt parseFloat isNaN isFinite undefined NaN Infinity " +
   "encodeURI encodeURIComponent decodeURI decodeURIComponent"
 ).split(" ");
 
-module.exports = { Model, Layer };
+// --- The console ----------------------------------------------------------------------------
+// Sketch's is @skpm/console 0.2.8 over @skpm/util 0.1.28: one string comes in quotes. With
+// NODE_PATH to these two, console.js compares this with them.
+
+const LINE = 60; // characters of an array or object on one line
+const DEEPEST = 2; // levels of objects in objects
+const MOST_ITEMS = 100;
+// Sketch's asks every object for these, to find out what it is.
+const ASKED_FOR = ["isKindOfClass", "inspect", "copy", "_isWrappedObject"];
+const CONVERSIONS = {
+  "%s": String,
+  "%d": Number,
+  "%i": Number,
+  "%f": Number,
+  "%j": JSON.stringify,
+  "%O": (value) => inspect(value),
+};
+
+/** What the console prints for these values. */
+function format(first, ...values) {
+  if (values.length === 0) return inspect(first);
+  if (typeof first !== "string") return [first, ...values].map((value) => inspect(value)).join(" ");
+
+  const text = first.replace(/%[sdifjO%]/g, (sign) => {
+    if (sign === "%%") return "%";
+    return values.length > 0 ? CONVERSIONS[sign](values.shift()) : sign;
+  });
+  const isObject = (value) => typeof value === "object" && value !== null;
+  const rest = values.map((value) => (isObject(value) ? inspect(value) : String(value)));
+  return [text, ...rest].join(" ");
+}
+
+function inspect(value, around = [], indent = 0, isProperty = false) {
+  if (typeof value === "string") return quoted(value);
+  if (Object.is(value, -0)) return "-0";
+  if (Object(value) !== value) return String(value);
+  for (const name of ASKED_FOR) value[name];
+
+  const keys = Object.keys(value);
+  if (Array.isArray(value) && value.length === 0) return "[]";
+  const type = value.constructor ? value.constructor.name : "";
+  const base = baseOf(value, type, indent);
+  if (base && keys.every((key) => ["line", "column", "sourceURL"].includes(key))) return base;
+  if (type === "Object" && keys.length === 0) return "{}";
+  if (around.includes(value)) return "[Circular]";
+  if (around.length > DEEPEST) return `[${type || "Object"}]`;
+
+  const inside = [...around, value];
+  const parts = Array.isArray(value)
+    ? items(value, inside, indent)
+    : keys.map((key) => {
+        const name = /^[a-zA-Z_]\w*$/.test(key) ? key : quoted(key);
+        return `${name}: ${inspect(value[key], inside, indent + 3, true)}`;
+      });
+  const [open, close] = Array.isArray(value) ? "[]" : "{}";
+  const before = base && ` ${base}`;
+  const length = parts.reduce((sum, part) => sum + part.length + 1, 0);
+  if (parts.length * 2 <= LINE && length <= LINE) {
+    return `${open}${before} ${parts.join(", ")} ${close}`;
+  }
+  const margin = `\n${" ".repeat(indent)}`;
+  const start = base ? `${before}${margin}  ` : " ";
+  return `${isProperty ? margin : ""}${open}${start}${parts.join(`,${margin}  `)} ${close}`;
+}
+
+function baseOf(value, type, indent) {
+  if (typeof value === "function") return `[${type}${value.name ? `: ${value.name}` : ""}]`;
+  if (value instanceof RegExp) return String(value);
+  if (value instanceof Date) return value.toISOString();
+  return value instanceof Error ? withStack(value, indent) : "";
+}
+
+function items(array, inside, indent) {
+  const shown = Array.from(array).slice(0, MOST_ITEMS);
+  const parts = shown.map((item) => inspect(item, inside, indent + 2));
+  const more = array.length - MOST_ITEMS;
+  if (more > 0) parts.push(`... ${more} more item${more > 1 ? "s" : ""}`);
+  return parts;
+}
+
+/** The error and its stack: "name@/path:line:column" a line, as JavaScriptCore has it. */
+function withStack(error, indent) {
+  const frames = error.stack ? error.stack.split("\n").slice(0, 10) : [];
+  const lines = frames.map((frame) => {
+    const [start, ...path] = frame.split("/");
+    const name = start.replace(/@$/, "");
+    const place = `/${path.join("/")}`;
+    return `\n${" ".repeat(indent)}    at ${name ? `${name} (${place})` : place}`;
+  });
+  return String(error) + lines.join("");
+}
+
+function quoted(text) {
+  const named = { "\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r" };
+  const escaped = text.replace(/[\x00-\x1f'\\]/g, (letter) => {
+    if (letter === "'" || letter === "\\") return `\\${letter}`;
+    return named[letter] || `\\u${letter.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  });
+  return `'${escaped}'`;
+}
+
+module.exports = { Model, Layer, format };
