@@ -3,9 +3,11 @@
 "use strict";
 
 const { saveValues, say, send } = window.backChannel;
-const [angle, time, amount, rows, addRowButton, setButton, addButton, runButton, stopButton] = [
-  "angle", "time", "amount", "rows", "add-row", "set", "add", "run", "stop",
-].map((id) => document.getElementById(id));
+const find = (id) => document.getElementById(id);
+const [rows, addRowButton] = [find("rows"), find("add-row")];
+const [time, amount] = [find("time"), find("amount")];
+const [setButton, addButton] = [find("set"), find("add")];
+const [runButton, stopButton] = [find("run"), find("stop")];
 const tabs = [...document.querySelectorAll("[role=tab]")];
 const footer = document.querySelector("footer");
 
@@ -42,7 +44,7 @@ document.addEventListener("input", ({ target }) => target.removeAttribute("aria-
 // ---- The rows ----------------------------------------------------------------------------------
 
 function appendRow(name, angle) {
-  const row = document.getElementById("row").content.cloneNode(true).firstElementChild;
+  const row = find("row").content.cloneNode(true).firstElementChild;
   const fields = row.querySelectorAll("input");
   [fields[0].value, fields[1].value] = [name, angle];
   rows.append(row);
@@ -62,6 +64,7 @@ function removeRow(event) {
   const neighbour = next ?? row.previousElementSibling;
   row.remove();
   nameRows();
+  saveValues();
   (neighbour?.querySelector(".remove") ?? addRowButton).focus();
   offerToPutBack(row, next);
 }
@@ -78,8 +81,9 @@ function offerToPutBack(row, next) {
     row.querySelector("input").focus();
     say("", "");
   });
-  say("", name ? `Removed "${name}".` : "Removed a row.");
-  document.querySelector("#answer span").append(" ", button);
+  const text = name ? `Removed "${name}".` : "Removed a row.";
+  say("", text);
+  find("answer").firstElementChild.replaceChildren(text, " ", button);
 }
 
 // Who listens to the page hears which row a field or a button belongs to.
@@ -156,11 +160,11 @@ function stop() {
 
 function showClock() {
   const focused = document.activeElement;
-  document.getElementById("run-place").hidden = running; // Run and Stop take turns in one place
+  find("run-place").hidden = running; // Run and Stop take turns in one place
   stopButton.hidden = !running;
   time.readOnly = running;
   setButton.disabled = addButton.disabled = running || runButton.disabled;
-  document.getElementById("answer").ariaLive = running ? "off" : "polite"; // not each second
+  find("answer").ariaLive = running ? "off" : "polite"; // not each second
   if (focused === runButton && running) stopButton.focus();
   if (focused === stopButton && !running) runButton.focus();
 }
@@ -206,7 +210,7 @@ function showPage(tab) {
     const selected = other === tab;
     other.ariaSelected = String(selected);
     other.tabIndex = selected ? 0 : -1; // Tab goes to the selected one, the arrow keys go on
-    document.getElementById(other.getAttribute("aria-controls")).hidden = !selected;
+    find(other.getAttribute("aria-controls")).hidden = !selected;
   }
   say("", ""); // the answer belongs to the other page
 }
