@@ -4251,9 +4251,9 @@ def all_that_is_said():
         "Resources/back-channel.js",
     ):
         yield from said_in_javascript(read(f"{contents}/{path}"))
-    # The watch's page has labels, too; what it says is in these lines.
-    lines = read(f"{contents}/Resources/pebble-dialogue.js").splitlines()
-    yield from said_in_javascript("\n".join(line for line in lines if "say(" in line))
+    for text in said_in_javascript(read(f"{contents}/Resources/pebble-dialogue.js")):
+        if re.search(r'^"|\.$', text):  # what else it has are labels
+            yield text
 
 
 # Functions, and which of their arguments is said.
