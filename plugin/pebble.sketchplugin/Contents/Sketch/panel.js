@@ -89,7 +89,8 @@ function oneLine(text) {
 }
 
 function pluginName(context) {
-  return String(context.plugin.name() || "this plugin");
+  const { plugin } = context;
+  return String((plugin.name && plugin.name()) || "this plugin");
 }
 
 /** The folder of the plugin's scripts. */
@@ -160,7 +161,8 @@ function complete(values, context, webView) {
       const names = Object.keys(target).map((key) => `"${key}"`);
       throw new Problem(
         `${script} asks for "${name}", but ${pageName(webView)} has no field of that name ` +
-          `(it has ${names.join(", ") || "none"}). Change the name in one of the two files, and restart Sketch.`,
+          `(it has ${names.join(", ") || "none"}). Change the name in one of the two files, ` +
+          "and restart Sketch.",
       );
     },
   });
@@ -224,10 +226,11 @@ function panels() {
   return NSThread.mainThread().threadDictionary();
 }
 
-/** Where this plugin keeps its panel: no other plugin has its identifier. */
+/** Where this plugin keeps its panel: no other plugin has its identifier, or lies in its place. */
 function panelKey(context) {
-  const identifier = String(context.plugin.identifier() || "");
-  if (identifier === "") {
+  const { plugin } = context;
+  const identifier = String(plugin.identifier ? plugin.identifier() : scriptsFolder(context));
+  if (["", "null", "undefined"].includes(identifier)) {
     throw new Problem(
       'manifest.json gives the plugin no "identifier". ' +
         "Add one that no other plugin has, and restart Sketch.",
