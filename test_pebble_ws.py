@@ -3040,10 +3040,12 @@ class Faults(BridgeTestCase):
                 crowd = [Client(server.port, data) for _ in range(100)]
                 for client in crowd:
                     self.addCleanup(client.close)
-                start, before = time.monotonic(), server.processor_time()
-                while time.monotonic() - start < 1:
+                start, before = time.monotonic(), None
+                while time.monotonic() - start < 1.2:
                     time.sleep(0.1)
-                self.assertLess(server.processor_time() - before, 0.4)
+                    if before is None and time.monotonic() - start > 0.5:  # they all have come
+                        before = server.processor_time()
+                self.assertLess(server.processor_time() - before, 0.1)
                 for client in crowd:
                     client.close()
                 client = self.connect(server=server)
@@ -3687,7 +3689,7 @@ numbers = [n for n in signal.valid_signals() if n not in (signal.SIGKILL, signal
 def handler(*_): pass
 signal.signal(signal.SIGTERM, handler)
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+signal.pthread_sigmask(signal.SIG_SETMASK, [signal.SIGUSR1])
 def state():
     return signal.pthread_sigmask(signal.SIG_BLOCK, ()), [signal.getsignal(n) for n in numbers]
 before = state()
