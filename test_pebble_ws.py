@@ -84,9 +84,9 @@ def setUpModule():
 
 # ---- A client, which can send anything ----------------------------------------------------------
 
-# Seconds to wait for what must come. Once that was in vain it is less, for all that follow: a table
-# of a hundred rows shall not take long to fail.
-patience = 10
+# Seconds to wait for what must come. Once that was in vain it is less, until the test has ended: a
+# table of a hundred rows shall not take long to fail.
+patience = PATIENCE = 10
 
 
 def lose_patience():
@@ -490,6 +490,11 @@ class TestCase(unittest.TestCase):
     """Clients of `server`, and servers that end with their test."""
 
     server = None
+
+    def run(self, result=None):
+        global patience
+        patience = PATIENCE
+        return super().run(result)
 
     def request(self, *data, server=None, host="127.0.0.1"):
         """Return a client that has sent something."""
