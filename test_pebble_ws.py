@@ -4058,6 +4058,27 @@ class Install(CommandLineTestCase):
         self.assert_refused("--install", folder, wrapper=limit)
         self.assertEqual(before, self.contents(folder))
 
+    def test_an_earlier_copy_comes_back_when_another_cannot_take_its_place(self):
+        folder = f"{self.folder}/earlier"
+        copy = self.earlier(folder)
+        before = self.contents(copy)
+        break_the_disk = f"""
+import os
+def broken(plain):
+    def move(source, target):
+        if target == {copy!r} and "before" not in source:
+            raise OSError(5, "Input/output error")
+        plain(source, target)
+    return move
+os.rename, os.replace = broken(os.rename), broken(os.replace)
+"""
+        command = Server.command_line(self.bundle, before=break_the_disk)
+        done = subprocess.run([*command, "--install", folder], capture_output=True, timeout=20)
+        self.assertEqual(1, done.returncode, done.stderr)
+        self.assertIn(b"Input/output error", done.stderr)
+        self.assertEqual(["pebble.sketchplugin"], os.listdir(folder))
+        self.assertEqual(before, self.contents(copy))
+
     def test_a_full_disk_leaves_the_earlier_copy_whole(self):
         disk = f"{self.folder}/disk"
         os.mkdir(disk)
