@@ -5141,6 +5141,21 @@ class DialogueTestCase(TestCase):
         self.sketch.say("OK Three.")
         wait_until(lambda: self.text("answer") == "✓ Three.")
 
+    def test_the_seconds_count_from_when_a_click_begins_to_run(self):
+        self.open_connected()
+        self.sketch.hold()
+        self.click("Rotate")
+        self.click("Duplicate")
+        self.browser.execute(FORWARD.format(60_000))
+        wait_until(lambda: re.search("Running Rotate … 6[0-9] s", self.text("answer")))
+        self.sketch.mood('read -r line <"$here/gate"; echo "$line"')
+        self.sketch.release()
+        wait_until(lambda: self.text("answer") == "✓ Done. Running Duplicate …")
+        self.browser.execute(FORWARD.format(15_000))
+        wait_until(lambda: re.search("Running Duplicate … [12][0-9] s", self.text("answer")))
+        self.sketch.say("OK Duplicated.")
+        wait_until(lambda: self.text("answer") == "✓ Duplicated.")
+
     def test_the_buttons_of_one_message_wait_together(self):
         self.open_connected("Time")
         self.sketch.hold()
@@ -5227,6 +5242,12 @@ class DialogueTestCase(TestCase):
         )
         self.assertLess(below, 2)
         self.assertGreater(above, 100)
+        can_have_the_focus = "return document.querySelector('#answer').tabIndex"
+        self.assertEqual(0, self.browser.execute(can_have_the_focus))  # for the arrow keys
+        self.sketch.answer("OK Done.")
+        self.click("Rotate")
+        self.wait_for_footer("✓ Done.")
+        self.assertEqual(-1, self.browser.execute(can_have_the_focus))
 
     def test_an_answer_that_contains_html_is_shown_as_text(self):
         self.open_connected()
@@ -5429,6 +5450,8 @@ class DialogueTestCase(TestCase):
             "document.querySelector('[name=spacing]').value = '99'; backChannel.saveValues()"
         )
         self.assert_title(spacing="99")
+        self.browser.execute("document.querySelector('form').reset()")
+        wait_until(lambda: self.values()["spacing"] == "8")
 
     def test_a_field_without_a_name_is_told_by_its_label_or_its_id(self):
         answer = '<p id="answer"></p>'
@@ -5587,6 +5610,12 @@ class DialogueTestCase(TestCase):
         count = len(server.times("> done"))
         wait_until(lambda: len(server.times("> done")) >= count + 2)
         self.assertEqual([], self.browser.execute("return texts"))
+        self.sketch.hold()
+        wait_until(lambda: server.lines("[<>] ")[-1].endswith("< set-time"))
+        self.browser.execute(FORWARD.format(3_000))  # a slow one is told all the same
+        wait_until(lambda: re.search("✓ Done. Running Run … [3-9] s", self.text("answer")))
+        self.sketch.release()
+        wait_until(lambda: self.text("answer") == "✓ Done.")
         self.click("Stop")
         self.assertEqual("polite", self.browser.execute("return answer.getAttribute('aria-live')"))
         wait_until(lambda: self.enabled("Run"))
