@@ -359,13 +359,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
 
         Raise ConnectionError if it is closing already, ValueError for what no Close can have.
         """
-        data = frame(CLOSE, close_payload(code, reason))
-        with self._lock:
-            if self.state == CONNECTING:
-                self._end_code = code
-                self.drop("it was never open")
-            else:
-                self._send_last(code, data)
+        self._end(code, frame(CLOSE, close_payload(code, reason)))
 
     def drop(self, reason: str) -> None:
         """End it at once, without a word: the thread that receives wakes up and logs the reason.
@@ -455,8 +449,8 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
             self.log("!", f"closed {self._end_code or code}: {reason}")
             reason = reason.encode()[:MAX_REASON].decode(errors="ignore")
             data = frame(CLOSE, close_payload(code, reason))
-        with suppress(ConnectionError), self._lock:  # it has gone, or was sent a Close before
-            self._send_last(code, data)
+        with suppress(ConnectionError):  # it has gone, or was sent a Close before
+            self._end(code, data)
 
     def finish(self) -> None:
         """Drop TCP (7.1.1), but read first: unread bytes reset it, and our Close may be lost."""
@@ -498,21 +492,24 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
                 raise ConnectionError(f"the connection is {self.state}")
             self._send_now(data)
 
-    def _send_last(self, code: int, data: bytes) -> None:
-        """Send the bytes after which there are no more, and give the peer a time to answer.
+    def _end(self, code: int, data: bytes) -> None:
+        """Send a refusal or a Close, after which nothing is sent, and give the peer a time for it.
 
-        The caller holds the lock. Raise ConnectionError.
+        Raise ConnectionError.
         """
-        if self.state not in (CONNECTING, OPEN):
-            raise ConnectionError(f"the connection is {self.state}")  # (5.5.1)
-        self.state = CLOSING
-        self._end_code = code
-        self._deadline = time.monotonic() + CLOSE_TIMEOUT
-        if threading.get_ident() != self._thread:  # that may wait in recv, without a deadline
-            timer = threading.Timer(CLOSE_TIMEOUT, self.drop, ["no answer to our Close"])
-            timer.daemon = True
-            timer.start()
-        self._send_now(data)
+        with self._lock:
+            if self.state not in (CONNECTING, OPEN):
+                raise ConnectionError(f"the connection is {self.state}")  # (5.5.1)
+            self._end_code = code
+            if self.state == CONNECTING and code >= 1000:
+                return self.drop("it was never open")
+            self.state = CLOSING
+            self._deadline = time.monotonic() + CLOSE_TIMEOUT
+            if threading.get_ident() != self._thread:  # that may wait in recv, without a deadline
+                timer = threading.Timer(CLOSE_TIMEOUT, self.drop, ["no answer to our Close"])
+                timer.daemon = True
+                timer.start()
+            self._send_now(data)
 
     def _send_now(self, data: bytes) -> None:
         """Send bytes. The caller holds the lock. Raise ConnectionError."""
