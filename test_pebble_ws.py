@@ -5943,15 +5943,19 @@ class DialogueTestCase(TestCase):
         path = "//*[normalize-space(text())='{}']"
         return [self.browser.get(self.browser.find(path.format(text)), "rect") for text in texts]
 
-    def test_the_boxes_stay_where_they_are_through_working_done_and_failed(self):
+    def test_the_boxes_stay_where_they_are_through_connected_working_done_and_failed(self):
         self.open_framed()
-        self.start_server()
         boxes = (
-            "return [...document.querySelectorAll('[role=tab], main *, #state')]"
+            "return [...document.querySelectorAll(arguments[0] ?? '[role=tab], main *, #state')]"
             "  .filter((e) => e.offsetParent).map((e) => {"
             "    const { x, y, width, height } = e.getBoundingClientRect();"
             "    return [e.tagName, e.textContent.slice(0, 9), x, y, width, height].join(' '); })"
         )
+        always = "[role=tab], label, input, th, #add-row"
+        not_connected = self.browser.execute(boxes, always)
+        self.start_server()
+        self.wait_for_buttons()
+        self.assertEqual(not_connected, self.browser.execute(boxes, always), "connected")
         for page, name in (("Rotator", "Rotate"), ("Time", "Set")):
             with self.subTest(page):
                 self.wait_for_buttons(page=page) if page == "Rotator" else self.click(page)
@@ -5991,7 +5995,7 @@ class DialogueTestCase(TestCase):
                 "    text(line.querySelector('button'))])"
             ):
                 self.assertAlmostEqual(label["y"], button["y"], delta=0.5)
-                self.assertAlmostEqual(label["y"], field["y"], delta=1)
+                self.assertAlmostEqual(label["y"], field["y"], delta=0.5)
         self.click("Rotator")
         for head_, field in self.browser.execute(
             MIDDLES + "return [...document.querySelectorAll('th')].map((th, i) => ["
