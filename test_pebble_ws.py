@@ -5679,6 +5679,21 @@ class DialogueTestCase(TestCase):
         self.sketch.say("OK Three.")
         wait_until(lambda: self.text("answer") == "✓ Three.")
 
+    def test_the_seconds_count_from_when_a_click_begins_to_run(self):
+        self.open_connected()
+        self.sketch.hold()
+        self.click("Rotate")
+        self.click("Duplicate")
+        self.browser.execute(FORWARD.format(60_000))
+        wait_until(lambda: re.search("Running Rotate … 6[0-9] s", self.text("answer")))
+        self.sketch.mood('read -r line <"$here/gate"; echo "$line"')
+        self.sketch.release()
+        wait_until(lambda: self.text("answer") == "✓ Done. Running Duplicate …")
+        self.browser.execute(FORWARD.format(15_000))
+        wait_until(lambda: re.search("Running Duplicate … [12][0-9] s", self.text("answer")))
+        self.sketch.say("OK Duplicated.")
+        wait_until(lambda: self.text("answer") == "✓ Duplicated.")
+
     def test_the_buttons_of_one_message_wait_together(self):
         self.open_connected("Time")
         self.sketch.hold()
@@ -5765,6 +5780,12 @@ class DialogueTestCase(TestCase):
         )
         self.assertLess(below, 2)
         self.assertGreater(above, 100)
+        can_have_the_focus = "return document.querySelector('#answer').tabIndex"
+        self.assertEqual(0, self.browser.execute(can_have_the_focus))  # for the arrow keys
+        self.sketch.answer("OK Done.")
+        self.click("Rotate")
+        self.wait_for_footer("✓ Done.")
+        self.assertEqual(-1, self.browser.execute(can_have_the_focus))
 
     def test_an_answer_that_contains_html_is_shown_as_text(self):
         self.open_connected()
@@ -5967,6 +5988,8 @@ class DialogueTestCase(TestCase):
             "document.querySelector('[name=spacing]').value = '99'; backChannel.saveValues()"
         )
         self.assert_title(spacing="99")
+        self.browser.execute("document.querySelector('form').reset()")
+        wait_until(lambda: self.values()["spacing"] == "8")
 
     def test_a_field_without_a_name_is_told_by_its_label_or_its_id(self):
         answer = '<p id="answer"></p>'
@@ -6125,6 +6148,12 @@ class DialogueTestCase(TestCase):
         count = len(server.times("> done"))
         wait_until(lambda: len(server.times("> done")) >= count + 2)
         self.assertEqual([], self.browser.execute("return texts"))
+        self.sketch.hold()
+        wait_until(lambda: server.lines("[<>] ")[-1].endswith("< set-time"))
+        self.browser.execute(FORWARD.format(3_000))  # a slow one is told all the same
+        wait_until(lambda: re.search("✓ Done. Running Run … [3-9] s", self.text("answer")))
+        self.sketch.release()
+        wait_until(lambda: self.text("answer") == "✓ Done.")
         self.click("Stop")
         self.assertEqual("polite", self.browser.execute("return answer.getAttribute('aria-live')"))
         wait_until(lambda: self.enabled("Run"))
@@ -6452,15 +6481,19 @@ class DialogueTestCase(TestCase):
         path = "//*[normalize-space(text())='{}']"
         return [self.browser.get(self.browser.find(path.format(text)), "rect") for text in texts]
 
-    def test_the_boxes_stay_where_they_are_through_working_done_and_failed(self):
+    def test_the_boxes_stay_where_they_are_through_connected_working_done_and_failed(self):
         self.open_framed()
-        self.start_server()
         boxes = (
-            "return [...document.querySelectorAll('[role=tab], main *, #state')]"
+            "return [...document.querySelectorAll(arguments[0] ?? '[role=tab], main *, #state')]"
             "  .filter((e) => e.offsetParent).map((e) => {"
             "    const { x, y, width, height } = e.getBoundingClientRect();"
             "    return [e.tagName, e.textContent.slice(0, 9), x, y, width, height].join(' '); })"
         )
+        always = "[role=tab], label, input, th, #add-row"
+        not_connected = self.browser.execute(boxes, always)
+        self.start_server()
+        self.wait_for_buttons()
+        self.assertEqual(not_connected, self.browser.execute(boxes, always), "connected")
         for page, name in (("Rotator", "Rotate"), ("Time", "Set")):
             with self.subTest(page):
                 self.wait_for_buttons(page=page) if page == "Rotator" else self.click(page)
@@ -6500,7 +6533,7 @@ class DialogueTestCase(TestCase):
                 "    text(line.querySelector('button'))])"
             ):
                 self.assertAlmostEqual(label["y"], button["y"], delta=0.5)
-                self.assertAlmostEqual(label["y"], field["y"], delta=1)
+                self.assertAlmostEqual(label["y"], field["y"], delta=0.5)
         self.click("Rotator")
         for head_, field in self.browser.execute(
             MIDDLES + "return [...document.querySelectorAll('th')].map((th, i) => ["

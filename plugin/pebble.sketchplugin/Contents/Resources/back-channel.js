@@ -196,8 +196,7 @@ window.backChannel = (() => {
   }
 
   function lost(why) {
-    socket.onmessage = null; // what it still has to say comes too late
-    socket.close();
+    socket.close(); // one that is only silent; what it still says is not heard any more
     socket = null;
     if (waiting.size) say("no answer", `${why} ${CHECK_LAYERS}`);
     for (const message of waiting.keys()) end(message);
