@@ -3035,13 +3035,15 @@ class Faults(BridgeTestCase):
         for _ in range(3):
             self.assertEqual("done", self.connect(server=server).click("undo")["status"])
         self.assertEqual("done", old.click("undo")["status"])
-        # The oldest of them made room:
-        closed = [select.select([client.socket], [], [], 0)[0] for client in silent]
-        self.assertTrue(closed[0])
-        self.assertLess(len([each for each in closed if each]), 20)
-        self.assertFalse(closed[-1])
+        # Of the oldest some made room:
+        closed = [place for place, client in enumerate(silent) if self.has_ended(client)]
+        self.assertTrue(closed)
+        self.assertLess(closed[-1], 50)
         silent[-1].send(head(server.target))
         self.assertIn(" 101 ", silent[-1].response()[0])
+
+    def has_ended(self, client):
+        return bool(select.select([client.socket], [], [], 0)[0])
 
     def test_a_low_limit_of_descriptors_costs_no_time_and_a_click_works_afterwards(self):
         server = self.other_server(wrapper=in_a_shell("ulimit -n 64"))
@@ -3218,6 +3220,18 @@ class AnUnreadLog(TestCase):
                         break
                 self.assertTrue(lines.endswith("= stopped\n"), lines[-200:])
         os.close(writer)
+
+    def test_lines_for_which_there_is_no_room_are_dropped(self):
+        process, server = self.start(stdout=subprocess.PIPE)
+        client = self.connect(server=server)
+        self.fill(client)
+        before = memory(process.pid)
+        for _ in range(100):  # times 100 clicks, of two lines each
+            client.send(*[client_frame(TEXT, "x" * 200)] * 100)
+            for _ in range(100):
+                client.receive()
+        self.assertLess(memory(process.pid) - before, 3 << 20)
+        self.assert_ends(process, client)
 
     def test_a_reader_that_comes_late_has_missed_nothing(self):
         reader, writer = os.pipe()
@@ -3535,7 +3549,8 @@ class CommandLineTestCase(TestCase):
         code = f"""
 import sys; sys.path[0] = {bundle + "/Contents/Sketch"!r}
 import argparse, errno, fcntl, json, os, plistlib, queue, secrets, shutil, subprocess, tempfile
-import encodings.idna, hashlib, html.parser, stat, pebble_ws
+import encodings.idna, gettext, hashlib, html.parser, linecache, locale, stat, traceback
+import pebble_ws
 os.setgroups([]); os.setgid(65_534); os.setuid(65_534)
 sys.exit(pebble_ws.main(sys.argv[1:]))
 """
