@@ -225,7 +225,7 @@ def in_a_shell(preparation):
 @contextlib.contextmanager
 def running(handler):
     """Run a WebSocketServer in this process; yield as much of a Server as a client needs."""
-    threads = len(workers())
+    threads = threading.active_count()
     with pebble_ws.WebSocketServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
@@ -235,12 +235,7 @@ def running(handler):
         finally:
             server.shutdown()
             thread.join(10)
-    wait_until(lambda: len(workers()) <= threads)
-
-
-def workers():
-    """Return the threads that do more than wait for a time limit."""
-    return [each for each in threading.enumerate() if not isinstance(each, threading.Timer)]
+    wait_until(lambda: threading.active_count() <= threads)
 
 
 def session_of(bundle):
@@ -2717,6 +2712,13 @@ socket.socket = IPv4Only
         self.assertNotIn(token, json.dumps(client.click("undo")))
         self.sketch.mood(f"head -c 5000 /dev/zero | tr '\\0' x; echo; echo {token}; exit 1")
         self.assertNotIn(token, json.dumps(client.click("undo")))
+        for size in range(150, 200, 7):  # at whose end a message is cut in an answer
+            self.assertNotIn(token[:8], client.click("x" * size + token)["message"])
+        for size in range(3930, 4000, 9):  # and where an output is
+            self.sketch.mood(f"printf 'OK %s\n' {'x' * size}{token}{'y' * 30}")
+            output = client.click("undo")["output"]
+            self.assertNotIn(token[:8], output)
+            self.assertNotIn(token[-8:], output)
         self.request(head(f"/?token=x{token}")).read()
         for header in ("Host", "Origin"):
             self.request(head(self.server.target, **{header: token})).read()
