@@ -5123,7 +5123,7 @@ class DialogueTestCase(TestCase):
 
     def test_a_click_behind_another_says_that_it_waits(self):
         self.open_connected()
-        self.sketch.hold()
+        self.sketch.mood(HOLD)
         self.click("Rotate")
         self.click("Duplicate")
         self.click("Undo")
@@ -5132,9 +5132,7 @@ class DialogueTestCase(TestCase):
             "Undo waits until Duplicate is answered.",
             self.text("answer"),
         )
-        self.sketch.answer("ERROR No.")
-        self.sketch.mood('read -r line <"$here/gate"; echo "$line"')
-        self.sketch.release()
+        self.sketch.say("ERROR No.")
         self.wait_for_footer("✕ Failed: No. Running Duplicate … Undo waits until Duplicate is")
         self.sketch.say("OK Two.")
         self.wait_for_footer("✓ Two. Running Undo …")
@@ -5143,14 +5141,13 @@ class DialogueTestCase(TestCase):
 
     def test_the_seconds_count_from_when_a_click_begins_to_run(self):
         self.open_connected()
-        self.sketch.hold()
+        self.sketch.mood(HOLD)
         self.click("Rotate")
         self.click("Duplicate")
         self.browser.execute(FORWARD.format(60_000))
         wait_until(lambda: re.search("Running Rotate … 6[0-9] s", self.text("answer")))
-        self.sketch.mood('read -r line <"$here/gate"; echo "$line"')
-        self.sketch.release()
-        wait_until(lambda: self.text("answer") == "✓ Done. Running Duplicate …")
+        self.sketch.say("OK Rotated.")
+        wait_until(lambda: self.text("answer") == "✓ Rotated. Running Duplicate …")
         self.browser.execute(FORWARD.format(15_000))
         wait_until(lambda: re.search("Running Duplicate … [12][0-9] s", self.text("answer")))
         self.sketch.say("OK Duplicated.")
@@ -5268,7 +5265,15 @@ class DialogueTestCase(TestCase):
         self.assertIn("Connected (dry run, no Sketch)", self.footer())
 
     def test_an_unexpected_reply_is_shown_and_breaks_nothing(self):
-        replies = ("nonsense", "null", "[]", "{}", '{"message": 1, "status": 2}', "<b>x</b>")
+        replies = (
+            "nonsense",
+            "null",
+            "[]",
+            "<b>x</b>",
+            '{"message": 1, "status": 2}',
+            '{"message": "rotate", "status": "done"}',
+            '{"message": "rotate", "status": "toString", "output": ""}',
+        )
         next_reply = iter(replies)
 
         class Fake(pebble_ws.WebSocketHandler):
@@ -5499,6 +5504,14 @@ class DialogueTestCase(TestCase):
         self.browser.press(ENTER)
         self.browser.type(self.own_field("Spacing"), ENTER)
         self.assertEqual([], self.browser.execute("return errors"))
+
+    def test_a_button_that_the_page_itself_disables_stays_so(self):
+        self.open_own_page(OWN_PAGE + '<button data-message="rotate" disabled>Later</button>')
+        server = self.start_server()
+        wait_until(lambda: self.shown("Later"))
+        self.click("Spread")
+        wait_until(lambda: server.lines("> done") and self.enabled("Spread"))
+        self.assertFalse(self.enabled("Later"))
 
     def test_return_in_a_form_of_ones_own_says_that_there_is_no_connection(self):
         self.open_own_page(OWN_PAGE + '<p id="answer"></p>')
