@@ -5153,6 +5153,22 @@ class DialogueTestCase(TestCase):
         self.sketch.say("OK Duplicated.")
         wait_until(lambda: self.text("answer") == "✓ Duplicated.")
 
+    def test_nothing_ticks_in_a_page_that_nobody_touches(self):
+        self.open_connected()
+        self.browser.execute(
+            "window.ticking = 0; const [begin, end] = [setInterval, clearInterval];"
+            "setInterval = (...call) => { ticking++; return begin(...call); };"
+            "clearInterval = (id) => { ticking--; end(id); }"
+        )
+        self.sketch.mood(HOLD)
+        self.click("Rotate")
+        self.assertEqual(1, self.browser.execute("return ticking"))
+        self.click("Duplicate")
+        self.sketch.say("OK Rotated.")
+        self.sketch.say("OK Duplicated.")
+        wait_until(lambda: self.text("answer") == "✓ Duplicated.")
+        self.assertEqual(0, self.browser.execute("return ticking"))
+
     def test_the_buttons_of_one_message_wait_together(self):
         self.open_connected("Time")
         self.sketch.hold()
