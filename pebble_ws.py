@@ -100,7 +100,12 @@ HINTS = {405: ["Allow: GET"], 426: ["Upgrade: websocket", "Sec-WebSocket-Version
 
 
 class ProtocolError(Exception):
-    """What a peer does wrong: an HTTP status or, from 1000 on, a close code (7.4); and a reason."""
+    """What a peer does wrong. `code` is an HTTP status, or from 1000 on a close code (7.4)."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
 
 
 def require(condition: object, code: int, reason: str) -> None:
@@ -357,7 +362,9 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Start the closing handshake (7.1.2); drop a connection that is not open yet.
 
-        Raise ConnectionError if it is closing already, ValueError for what no Close can have.
+        If message_received calls it, the peer has CLOSE_TIMEOUT to answer; else as long as the
+        server is there. Raise ConnectionError if it is closing already, ValueError for what no
+        Close can have.
         """
         self._end(code, frame(CLOSE, close_payload(code, reason)))
 
@@ -376,7 +383,6 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
     def setup(self) -> None:
         self.state = CONNECTING
         self.is_silent = True  # the peer has not said anything
-        self._thread = threading.get_ident()
         self._deadline: float | None = time.monotonic() + HEAD_TIMEOUT  # for what must come
         self._lock = threading.Lock()  # held while the state changes and while bytes are sent
         self._end_code = 0  # the status or close code that we ended it with
@@ -386,10 +392,10 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
             # The kernel keeps this time: with settimeout, each recv and send would take longer.
             timeval = struct.pack("ll", *divmod(round(self.send_timeout * 1_000_000), 1_000_000))
             self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
-        self._has_place = self.server.add(self)
 
     def handle(self) -> None:
         """Open the connection and exchange messages. All that can end it ends here."""
+        self._has_place = self.server.add(self)
         try:
             reader = io.BufferedReader(Receiver(self), BUFFER_SIZE)
             self._open(reader)
@@ -397,7 +403,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
             self._exchange_messages(reader)
             self.log("=", f"closed {self._end_code}")
         except ProtocolError as error:
-            self._fail(*error.args)
+            self._fail(error.code, error.reason)
         except ConnectionError as error:
             if self.state == OPEN:  # message_received raised it
                 self._fail(1011, str(error))
@@ -505,10 +511,6 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
                 return self.drop("it was never open")
             self.state = CLOSING
             self._deadline = time.monotonic() + CLOSE_TIMEOUT
-            if threading.get_ident() != self._thread:  # that may wait in recv, without a deadline
-                timer = threading.Timer(CLOSE_TIMEOUT, self.drop, ["no answer to our Close"])
-                timer.daemon = True
-                timer.start()
             self._send_now(data)
 
     def _send_now(self, data: bytes) -> None:
@@ -544,6 +546,7 @@ class WebSocketServer(socketserver.ThreadingTCPServer):
         """Listen at an address; other sockets may be added to `other_sockets`. Raise OSError."""
         self._numbers = itertools.count(1)
         self.places: dict[WebSocketHandler, None] = {}  # of the connections, the oldest first
+        self._lock = threading.RLock()  # held while a place is given
         self._alarm, self._bell = socket.socketpair()  # when one is closed, the other wakes up
         self._has_stopped = threading.Event()
         self.other_sockets: list[socket.socket] = []  # that listen, too
@@ -557,11 +560,13 @@ class WebSocketServer(socketserver.ThreadingTCPServer):
     def serve_forever(self, poll_interval: float = 0) -> None:
         """Accept connections until shutdown. Nothing is polled: the interval does not matter."""
         ready: list[socket.socket] = []
-        while self._alarm not in ready:
-            for listener in ready:
-                self._accept(listener)
-            ready = select.select([self._alarm, self.socket, *self.other_sockets], [], [])[0]
-        self._has_stopped.set()
+        try:
+            while self._alarm not in ready:
+                for listener in ready:
+                    self._accept(listener)
+                ready = select.select([self._alarm, self.socket, *self.other_sockets], [], [])[0]
+        finally:
+            self._has_stopped.set()
 
     def _accept(self, listener: socket.socket) -> None:
         """Start the thread of a connection."""
@@ -576,18 +581,21 @@ class WebSocketServer(socketserver.ThreadingTCPServer):
 
     def add(self, connection: WebSocketHandler) -> bool:
         """Give a connection its number, and a place if there is one; return whether there is."""
-        connection.number = next(self._numbers)
-        if len(self.places) >= MAX_CONNECTIONS and not self.make_room():
-            return False
-        self.places[connection] = None
-        return True
+        with self._lock:
+            connection.number = next(self._numbers)
+            has_room = len(self.places) < MAX_CONNECTIONS or self.make_room()
+            has_place = has_room and self._bell.fileno() >= 0  # else the server goes away
+            if has_place:
+                self.places[connection] = None
+            return has_place
 
     def make_room(self) -> bool:
         """Drop the oldest connection that has not said anything; return whether there was one."""
-        silent = next((each for each in self.connections if each.is_silent), None)
-        if silent:
-            silent.drop("it said nothing, and another needs its place")
-            self.places.pop(silent, None)
+        with self._lock:
+            silent = next((each for each in self.connections if each.is_silent), None)
+            if silent:
+                silent.drop("it said nothing, and another needs its place")
+                self.places.pop(silent, None)
         return silent is not None
 
     def shutdown(self) -> None:
@@ -597,17 +605,21 @@ class WebSocketServer(socketserver.ThreadingTCPServer):
 
     def go_away(self) -> None:
         """Stop listening, and close all connections with 1001 (7.4.1)."""
-        for each in (self.socket, *self.other_sockets, self._bell, self._alarm):
-            each.close()
+        with self._lock:
+            for each in (self._bell, self._alarm, self.socket, *self.other_sockets):
+                each.close()
         for connection in self.connections:
             with suppress(ConnectionError):  # it has gone, or is closing
                 connection.close(1001)
 
     def server_close(self) -> None:
-        """Go away, and wait until nobody is left, as CLOSE_TIMEOUT sees to."""
+        """Go away, and wait until nobody is left: whoever does not answer our Close is dropped."""
         self.go_away()
-        deadline = time.monotonic() + 2 * CLOSE_TIMEOUT
-        while self.connections and time.monotonic() < deadline:
+        deadline = time.monotonic() + CLOSE_TIMEOUT
+        while self.connections and time.monotonic() < deadline + 1:
+            if time.monotonic() > deadline:
+                for connection in self.connections:
+                    connection.drop("no answer to our Close")
             time.sleep(0.01)
 
 
@@ -625,12 +637,12 @@ TOO_LATE = "Sketch did not answer in time. The script may be running in it still
 TRAILING_COMMA = r'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])'
 
 # The line that tells how a script went, and one in which Sketch reports an error.
-OUTCOME = r"\s*(OK|ERROR)(?:[\s:]\s*(.*))?"
-SKETCH_ERROR = r"\W*(Error in command |(Uncaught )?([A-Z]\w*)?Error:)"
+OUTCOME = r"(OK|ERROR)(?:[\s:]\s*(.*))?"
+SKETCH_ERROR = r"(.*\] |\W*)(Uncaught .*)?(Error in command |([A-Z]\w*)?Error:)"
 
 # A line that is a JavaScript string, as console.log prints it in Sketch. It may be cut.
 QUOTED = r"'((?:[^'\\]|\\[^u]|\\u.{4})*)('$)?"
-LINE_SIZE = 4 * MAX_OUTPUT  # bytes of a line that are read: a letter has four at most
+LINE_SIZE = 5 * MAX_OUTPUT  # bytes of a line that are read: a letter has four at most
 
 
 class UserError(Exception):
@@ -642,7 +654,7 @@ def find_command(message: str) -> tuple[str, str]:
 
     The manifest is read each time, so that a change to it needs no restart. Raise UserError.
     """
-    script = os.path.normpath(os.path.join(BUNDLE, "Contents/Sketch", SCRIPTS[message]))
+    script = os.path.normpath(os.path.join(BUNDLE, "Contents/Sketch", str(SCRIPTS[message])))
     name = os.path.basename(script)
     parent, extension, place = script.rpartition(".sketchplugin/")
     if not extension:
@@ -677,7 +689,9 @@ def read_commands(bundle: str) -> list[dict]:
         problem = f"{error.msg}. Fix that line, or the one before it."
         raise UserError(f"manifest.json, line {error.lineno}: {problem}") from None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        raise UserError("manifest.json is missing, or has no list of commands. Add that.") from None
+        raise UserError(
+            "manifest.json is missing, not UTF-8, or has no list of commands."
+        ) from None
 
 
 def runs(command: dict, bundle: str, file: os.stat_result) -> bool:
@@ -687,7 +701,8 @@ def runs(command: dict, bundle: str, file: os.stat_result) -> bool:
     """
     handlers = command.get("handlers")
     can_run = "handler" in command or not isinstance(handlers, dict) or "run" in handlers
-    if not (can_run and command.get("identifier") and isinstance(command["identifier"], str)):
+    identifier = command.get("identifier")
+    if not (can_run and isinstance(identifier, str) and identifier.strip()):
         return False
     with suppress(OSError, ValueError):  # there is no such file
         named = os.stat(f"{bundle}/Contents/Sketch/{command.get('script')}")
@@ -734,13 +749,13 @@ def sketchtool(app: str) -> str | None:
     return next((tool for tool in tools if os.access(tool, os.X_OK)), None)
 
 
-def run_script(arguments: list[str], is_late: Callable[[], bool]) -> tuple[Output, int | None]:
-    """Run a program; return what it printed and its exit status, None if it was late and killed.
+def run_script(arguments: list[str], output: Output, is_late: Callable[[], bool]) -> int | None:
+    """Run a program that prints into `output`; return its exit status, None if it was late.
 
-    The end of the pipe tells that it is about to end. Not always: it may go on with its output
-    closed, or leave a child that holds the pipe open. So both are watched. Raise OSError.
+    Then it is killed. The end of its pipe tells that it is about to end. Not always: it may go on
+    with its output closed, or leave a child that holds the pipe open. So both are watched. Raise
+    OSError if it cannot be started.
     """
-    output = Output()
     reader, writer = os.pipe()
     with open(reader, "rb", buffering=0) as pipe:
         with open(writer, "wb"):  # and no longer: else the pipe would not end when the script does
@@ -757,9 +772,9 @@ def run_script(arguments: list[str], is_late: Callable[[], bool]) -> tuple[Outpu
                     time.sleep(pause)
     output.add(b"\n")  # which the last line may not have
     if ended:
-        return output, os.waitstatus_to_exitcode(wait_status)
+        return os.waitstatus_to_exitcode(wait_status)
     kill(process)
-    return output, None
+    return None
 
 
 def spawn(arguments: list[str], output: int) -> int:
@@ -786,7 +801,9 @@ def kill(process: int) -> None:
 class Output:
     """What a script prints: of its lines the last are kept, of a line the beginning."""
 
-    def __init__(self) -> None:
+    def __init__(self, public: Callable[[str], str]) -> None:
+        """`public` returns a text without what nobody shall read."""
+        self.public = public
         self.lines: deque[str] = deque(maxlen=MAX_OUTPUT // 2)
         self.outcome: re.Match | None = None  # the last line that tells how it went
         self.has_error = False  # Sketch has reported one
@@ -798,7 +815,7 @@ class Output:
         self._rest = rest[:LINE_SIZE]
         for line in lines:
             for part in unquoted(line[:LINE_SIZE]).split("\n"):
-                part = part[:MAX_OUTPUT]
+                part = self.public(part)[:MAX_OUTPUT]
                 self.lines.append(part)
                 self.outcome = re.fullmatch(OUTCOME, part) or self.outcome
                 self.has_error = self.has_error or bool(re.match(SKETCH_ERROR, part))
@@ -866,6 +883,7 @@ class DialogueHandler(WebSocketHandler):
 
     def message_received(self, message: str | bytes) -> None:
         require(isinstance(message, str), 1003, "a binary message")
+        message = self.server.public(message)
         self.log("<", message)
         if message not in SCRIPTS:
             sends = f'This button sends "{message[:MAX_LOGGED]}"; SCRIPTS in pebble_ws.py lists no'
@@ -878,10 +896,9 @@ class DialogueHandler(WebSocketHandler):
     def answer(self, message: str, status: str, output: str, suffix: str = "") -> None:
         """Tell the log and the dialogue, if it is still there, how a click went."""
         self.log(">", f"{status}: {output}", suffix)
-        message = self.server.public(message)[:MAX_LOGGED]
-        output = self.server.public(output)[-MAX_OUTPUT:]
+        answer = {"message": message[:MAX_LOGGED], "status": status, "output": output[-MAX_OUTPUT:]}
         with suppress(ConnectionError):  # it has gone
-            self.send(json.dumps({"message": message, "status": status, "output": output}))
+            self.send(json.dumps(answer))
 
 
 class Bridge(WebSocketServer):
@@ -954,8 +971,8 @@ class Bridge(WebSocketServer):
             status, output = self.run(dialogue, message)
         except UserError as error:
             status, output = "failed", str(error)
-        except OSError as error:
-            status, output = "failed", f"sketchtool does not start: {error.strerror}. Open Sketch."
+        except (OSError, ValueError) as error:
+            status, output = "failed", f"sketchtool does not start: {error}."
         except Exception:
             status, output = "failed", "An error in pebble_ws.py; the server's window shows it."
             sys.excepthook(*sys.exc_info())
@@ -974,7 +991,8 @@ class Bridge(WebSocketServer):
         arguments = [tool, "run", bundle, identifier, "--without-activating"]
         deadline = time.monotonic() + SCRIPT_TIMEOUT
         is_late = lambda: time.monotonic() > min(deadline, self.stop_time)  # noqa: E731
-        output, exit_status = run_script(arguments, is_late)
+        output = Output(self.public)
+        exit_status = run_script(arguments, output, is_late)
         if exit_status is None:
             return "failed", f"{output.text()}\n{TOO_LATE}".strip()
         for line in list(output.lines)[-MAX_LOGGED_LINES:]:
@@ -1067,7 +1085,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             install(os.path.expanduser(options.install))
         return 0
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"pebble_ws.py: {printable(str(error))}", file=sys.stderr)
         return 1
     finally:
@@ -1106,7 +1124,9 @@ def serve(port: int | None, app: str | None, dry_run: bool) -> None:
         lock(BUNDLE, at_end)
         bridge = at_end.enter_context(listen(port, app, dry_run))
         at_end.callback(bridge.log_file.close)
+        at_end.callback(bridge.stop)
         session = write_session(bridge)
+        at_end.callback(remove_session, session)
         log_what_clicks_will_do(bridge)
         threading.Thread(target=bridge.serve_forever, daemon=True).start()
         bridge.log("=", f"listening on ws://localhost:{bridge.port} (Ctrl-C stops it)")
@@ -1263,4 +1283,8 @@ def copy_plugin(target: str) -> None:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        )  # Ctrl-C once more, after main, has no traceback
     sys.exit(main())
