@@ -5739,6 +5739,29 @@ class DialogueTestCase(TestCase):
         self.click("Time")
         self.assertTrue(self.shown("Run") and not self.shown("Stop"))
 
+    def test_on_the_other_page_a_refusal_is_news_and_a_success_is_not(self):
+        asked = []
+
+        class Fake(pebble_ws.WebSocketHandler):
+            def message_received(self, message):
+                asked.append(self)
+
+        with running(Fake) as fake:
+            self.write_session(fake.port)
+            self.browser.open(self.page)
+            self.wait_for_buttons()
+            for status, told in (("busy", "✕ Busy: It says so. "), ("done", "")):
+                with self.subTest(status):
+                    self.click("Rotator")
+                    self.click("Rotate")
+                    wait_until(lambda: asked)
+                    self.click("Time")
+                    answer = {"message": "rotate", "status": status, "output": "It says so."}
+                    asked.pop().send(json.dumps(answer))
+                    wait_until(lambda: self.enabled("Rotate"))
+                    self.assertEqual(f"{told}Connected to Sketch", self.footer())
+            self.browser.open("about:blank")
+
     def test_run_waits_for_each_answer(self):
         server = self.open_connected("Time")
         self.sketch.take(1.2)
