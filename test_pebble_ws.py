@@ -5821,10 +5821,15 @@ class DialogueTestCase(TestCase):
                 self.browser.press("3", "0")  # in its place: it is selected
                 self.assertEqual([], self.marked())
                 self.assertEqual("30", self.browser.get(field(), "property/value"))
-        self.sketch.answer('ERROR "30" has no layer [center].')
-        self.click("Rotate")
-        self.wait_for_footer('"30" has no layer')
-        self.assertEqual([], self.marked())
+        for angle, error in (
+            ("30", '"30" has no layer [center].'),  # that is a layer
+            ("thirty", "Nothing is selected."),  # which comes before the angle
+        ):
+            self.enter("Angle", angle)
+            self.sketch.answer(f"ERROR {error}")
+            self.click("Rotate")
+            self.wait_for_footer(error)
+            self.assertEqual([], self.marked())
 
     def test_the_arrow_keys_step_a_number_with_shift_by_ten(self):
         self.browser.open(self.page)
