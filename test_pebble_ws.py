@@ -4816,8 +4816,10 @@ for (const e of document.querySelectorAll("button, label, th, p, #state")) {
   if (e.id === "answer") continue;
   if (e.scrollHeight > e.clientHeight + 1) faults.push(`${name(e)} is cut off below`);
 }
-root.scrollTop = root.scrollHeight;
 const box = (selector) => document.querySelector(selector).getBoundingClientRect();
+root.scrollTop = 0;
+if (box("footer").top < box(".tabs").bottom) faults.push("the footer covers the whole page");
+root.scrollTop = root.scrollHeight;
 if (box("footer").bottom > innerHeight + 0.5) faults.push("the footer ends below the window");
 if (box("#state").bottom > innerHeight + 0.5) faults.push("the footer loses its last line");
 const page = document.querySelector("section:not([hidden])");
