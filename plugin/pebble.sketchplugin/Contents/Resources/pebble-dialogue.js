@@ -1,241 +1,200 @@
-// In the order of the dialogue's life: the values that the scripts read, the connection to
-// pebble_ws.py, a click and its answer, the clock, the pages and the rows.
+// The watch's dialogue, on top of back-channel.js: its rows, its clock, its pages, and the fields
+// that are wrong.
 "use strict";
 
-const HOSTS = ["localhost", "127.0.0.1"]; // taken in turn: macOS may block either
-const ATTEMPT_LIMIT = 5000; // ms; WebKit would wait for ever for a handshake's answer
-const RETRY_SOON = 1000;
-const RETRY_LATER = 5000; // after SOME_MINUTES: every attempt costs WebKit some memory
-const SOME_MINUTES = 120000;
-const TITLE_LIMIT = 1000; // WebKit hands no more characters of a title to Sketch
+const { saveValues, say, send } = window.backChannel;
+const find = (id) => document.getElementById(id);
+const [rows, addRowButton] = [find("rows"), find("add-row")];
+const [time, amount] = [find("time"), find("amount")];
+const [setButton, addButton] = [find("set"), find("add")];
+const [runButton, stopButton] = [find("run"), find("stop")];
+const tabs = [...document.querySelectorAll("[role=tab]")];
+const footer = document.querySelector("footer");
+
 const DAY = 24 * 60 * 60;
-const SIGNS = {
-  "done": "✓",
-  "failed": "✕ Failed:",
-  "unknown": "✕ Unknown:",
-  "busy": "✕ Busy:",
-  "dry run": "Dry run:",
+const SUCCESSES = ["done", "dry run"];
+const CHECKS = { // a field's name: whether a script will take its text
+  angle: (text) => text.trim() !== "" && Number.isFinite(Number(text)),
+  time: (text) => !Number.isNaN(secondsOfDay(text)),
+  amount: (text) => !Number.isNaN(secondsOf(text)),
 };
-const ACTIONS = { showPage, addRow, removeRow, add, run, stop }; // the words in data-action
 
-const find = (selector) => document.querySelector(selector);
-const [runButton, stopButton] = [find("[data-action=run]"), find("[data-action=stop]")];
-
-let socket = null; // the open connection, or null
-let dryRun = false; // said by the last answer: there is no Sketch behind the server
-let endPause = () => {};
-const waiting = new Map(); // message → the button that sent it and has no answer yet
 let running = false; // between Run and Stop
 let nextTick = 0;
 let tickTimer;
 
 for (const minutes of [5, 10, 15, 20, 25, 30]) appendRow(`${minutes}min`, "30");
-saveValues();
-document.addEventListener("input", saveValues);
-document.addEventListener("click", pressed);
-document.addEventListener("submit", (event) => event.preventDefault()); // Return has clicked
-document.addEventListener("keydown", moveBetweenTabs);
-window.addEventListener("focus", () => endPause());
-showState();
-stayConnected();
+nameRows();
+addRowButton.addEventListener("click", addRow);
+rows.addEventListener("click", removeRow);
+rows.addEventListener("input", nameRows);
+rows.addEventListener("keydown", goToNextField);
+document.addEventListener("keydown", step);
+addButton.addEventListener("click", add);
+runButton.addEventListener("click", run);
+runButton.addEventListener("answer", ticked);
+stopButton.addEventListener("click", stop);
+document.addEventListener("lost", stop);
+for (const tab of tabs) tab.addEventListener("click", () => showPage(tab));
+for (const tab of tabs) tab.addEventListener("keydown", moveBetweenTabs);
+document.addEventListener("answer", showWrongFields);
+const resized = new ResizeObserver(fitWindow);
+for (const element of [document.documentElement, footer]) resized.observe(element);
+document.addEventListener("input", ({ target }) => target.removeAttribute("aria-invalid"));
 
-// ---- The values --------------------------------------------------------------------------------
+// ---- The rows ----------------------------------------------------------------------------------
 
-// They are kept in the title: the one thing in a page that a script in Sketch can read at once.
-function saveValues() {
-  const rows = [...find("#rows").rows].map((row) => {
+function appendRow(name, angle) {
+  const row = find("row").content.cloneNode(true).firstElementChild;
+  const fields = row.querySelectorAll("input");
+  [fields[0].value, fields[1].value] = [name, angle];
+  rows.append(row);
+  return row;
+}
+
+function addRow() {
+  const row = appendRow("", "");
+  nameRows();
+  row.querySelector("input").focus();
+}
+
+function removeRow(event) {
+  if (!event.target.closest(".remove")) return;
+  const row = event.target.closest("tr");
+  const next = row.nextElementSibling;
+  const neighbour = next ?? row.previousElementSibling;
+  row.remove();
+  nameRows();
+  saveValues();
+  (neighbour?.querySelector(".remove") ?? addRowButton).focus();
+  offerToPutBack(row, next);
+}
+
+// Nothing is lost by a slip: until something else is said, the row can come back.
+function offerToPutBack(row, next) {
+  const name = row.querySelector("input").value;
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = "Put back";
+  button.addEventListener("click", () => {
+    rows.insertBefore(row, next?.isConnected ? next : null);
+    nameRows();
+    row.querySelector("input").focus();
+    say("", "");
+  });
+  const text = name ? `Removed "${name}".` : "Removed a row.";
+  say("", text);
+  find("answer").firstElementChild.replaceChildren(text, " ", button);
+}
+
+// Who listens to the page hears which row a field or a button belongs to.
+function nameRows() {
+  [...rows.rows].forEach((row, i) => {
     const [name, angle] = row.querySelectorAll("input");
-    return { name: name.value, angle: angle.value };
-  });
-  const values = JSON.stringify({ angle: find("#angle").value, rows, time: find("#time").value });
-  document.title = values.replace(/ (?= )/g, "\\u0020"); // of several spaces a title keeps one
-  if (document.title.length > TITLE_LIMIT) {
-    say("failed", "The table is too long for Sketch to read. Remove a row or shorten a name.");
-  }
-}
-
-// ---- The connection ----------------------------------------------------------------------------
-
-async function stayConnected() {
-  let failingSince = Date.now();
-  for (let attempt = 0; ; attempt++) {
-    socket = await connect(HOSTS[attempt % HOSTS.length]);
-    if (socket) {
-      showState();
-      await whenClosed(socket);
-      connectionLost();
-      failingSince = Date.now();
-    }
-    await pause(Date.now() - failingSince < SOME_MINUTES ? RETRY_SOON : RETRY_LATER);
-  }
-}
-
-// An open WebSocket, or null if it cannot be had within the limit.
-function connect(host) {
-  return new Promise((resolve) => {
-    const script = document.createElement("script");
-    let candidate;
-    const finish = (opened) => {
-      clearTimeout(limit);
-      script.onload = script.onerror = null;
-      script.remove();
-      if (!opened) candidate?.close();
-      resolve(opened);
-    };
-    const limit = setTimeout(finish, ATTEMPT_LIMIT, null);
-    script.onerror = () => finish(null); // no session.js, so no server
-    script.onload = () => {
-      const { port, token } = window.pebbleSession;
-      candidate = new WebSocket(`ws://${host}:${port}/?token=${token}`);
-      candidate.onopen = () => finish(candidate);
-      candidate.onclose = () => finish(null);
-    };
-    delete window.pebbleSession;
-    // The query never repeats: else WebKit may take an earlier server's script from its cache.
-    script.src = `session.js?${Date.now()}-${Math.random()}`;
-    document.head.append(script);
+    const label = name.value.trim() || `row ${i + 1}`;
+    name.ariaLabel = `Name of row ${i + 1}`;
+    angle.ariaLabel = `Angle of ${label}`;
+    row.querySelector("button").ariaLabel = row.querySelector("button").title = `Remove ${label}`;
   });
 }
 
-function whenClosed(open) {
-  open.onmessage = (event) => answered(event.data);
-  return new Promise((resolve) => { open.onclose = resolve; });
+function goToNextField(event) {
+  if (event.key !== "Enter" || !event.target.matches("input")) return;
+  event.preventDefault();
+  const fields = [...rows.querySelectorAll("input")];
+  const next = fields[fields.indexOf(event.target) + 1];
+  (next ?? addRowButton).focus();
+  next?.select();
 }
 
-function connectionLost() {
-  socket = null;
-  if (waiting.size) say("failed", "The connection was lost before the answer came.");
-  waiting.clear();
-  dryRun = false;
-  stop();
-}
+// ---- Numbers -----------------------------------------------------------------------------------
 
-function pause(milliseconds) {
-  return new Promise((resolve) => {
-    endPause = resolve;
-    setTimeout(resolve, milliseconds);
-  });
-}
-
-// ---- A click and its answer --------------------------------------------------------------------
-
-function pressed(event) {
-  const button = event.target.closest("button");
-  if (!button || button.hidden) return; // Return in a field clicks its button even when hidden
-  const act = ACTIONS[button.dataset.action] ?? ask;
-  act(button);
-}
-
-function ask(button) {
-  say("working", `${button.textContent} is working …`);
-  send(button);
-}
-
-function send(button) {
-  waiting.set(button.dataset.message, button);
-  socket.send(button.dataset.message);
-  showState();
-}
-
-function answered(text) {
-  const { message, status, output } = parsed(text);
-  const button = waiting.get(message);
-  waiting.delete(message);
-  if (status in SIGNS) say(status, output || status);
-  else say("failed", `The server sent no answer but ${text}`);
-  dryRun = status === "dry run";
-  showState();
-  // A button loses the focus when it is disabled: give it back, unless it went elsewhere.
-  if (button && document.activeElement === document.body) button.focus();
-  if (button === runButton && running) ticked(status);
-}
-
-function parsed(text) {
-  try {
-    return Object(JSON.parse(text));
-  } catch {
-    return {};
+// The arrow keys change a number by one, with Shift by ten.
+function step(event) {
+  const direction = { ArrowUp: 1, ArrowDown: -1 }[event.key];
+  const field = event.target;
+  if (!direction || !field.inputMode || field.readOnly || !/^-?\d+(\.\d+)?$/.test(field.value)) {
+    return;
   }
-}
-
-function say(status, text) {
-  find("#answer").dataset.status = status;
-  find("#answer").textContent = status in SIGNS ? `${SIGNS[status]} ${text}` : text;
-}
-
-// Everything on the page that hangs on the connection, on what waits, and on Run.
-function showState() {
-  const focused = document.activeElement;
-  find("#connected").hidden = !socket;
-  find("#disconnected").hidden = Boolean(socket);
-  find("#with-sketch").hidden = dryRun;
-  find("#without-sketch").hidden = !dryRun;
-  for (const button of document.querySelectorAll("button[data-message]")) {
-    const { message } = button.dataset;
-    button.hidden = !socket || (button === runButton && running);
-    button.disabled = waiting.has(message) || (running && message === runButton.dataset.message);
-    button.ariaBusy = String(waiting.get(message) === button);
-  }
-  stopButton.hidden = !running;
-  find("#time").readOnly = running;
-  if (focused.hidden) (running ? stopButton : runButton).focus(); // they take turns in one place
+  event.preventDefault();
+  const decimals = field.value.split(".")[1]?.length ?? 0;
+  const sum = Number(field.value) + direction * (event.shiftKey ? 10 : 1);
+  const least = field === amount ? 0 : -Infinity;
+  field.value = Math.max(least, sum).toFixed(decimals);
+  field.dispatchEvent(new Event("input", { bubbles: true })); // as if it was typed
 }
 
 // ---- The clock ---------------------------------------------------------------------------------
 
-function add(button) {
-  if (addAmount()) ask(button);
+function add(event) {
+  if (!addAmount()) event.preventDefault();
 }
 
-function run() {
+function run(event) {
+  if (!addAmount()) return event.preventDefault();
   running = true;
-  nextTick = Date.now();
-  tick();
+  nextTick = Date.now() + 1000;
+  showClock();
+}
+
+// Only an answer starts the next tick, so that two are never on their way.
+function ticked({ detail }) {
+  if (!running) {
+    showClock();
+    if (document.activeElement === document.body) runButton.focus(); // Stop had to wait for it
+    return;
+  }
+  if (!SUCCESSES.includes(detail.status)) return stop();
+  tickTimer = setTimeout(tick, nextTick - Date.now());
 }
 
 function tick() {
   nextTick = Math.max(nextTick + 1000, Date.now());
-  if (addAmount()) send(runButton);
-  else stop();
-}
-
-// Only an answer starts the next tick, so that two are never on their way.
-function ticked(status) {
-  if (status !== "done" && status !== "dry run") stop();
-  else tickTimer = setTimeout(tick, nextTick - Date.now());
+  if (!addAmount() || !send(runButton)) stop();
 }
 
 function stop() {
   running = false;
   clearTimeout(tickTimer);
-  showState();
+  showClock();
 }
 
-// Add the amount to the time, in the field and in the title. If one of them is none, say so.
+function showClock() {
+  const focused = document.activeElement;
+  find("run-place").hidden = running; // Run and Stop take turns in one place
+  stopButton.hidden = !running;
+  time.readOnly = running;
+  setButton.disabled = addButton.disabled = running || runButton.disabled;
+  find("answer").ariaLive = running ? "off" : "polite"; // not each second
+  if (focused === runButton && running) stopButton.focus();
+  if (focused === stopButton && !running) runButton.focus();
+}
+
+// Add the amount to the time, in the field and in the title. If one of them is wrong, say so.
 function addAmount() {
-  const [time, amount] = [find("#time"), find("#amount")];
-  const [start, more] = [secondsOfDay(time.value), seconds(amount.value)];
-  if (Number.isNaN(start)) return refuse(time, "time of day. Type 10, 10:10 or 10:10:30.");
-  if (Number.isNaN(more)) return refuse(amount, "amount of time. Type 5, 3:16 or 1:00:00.");
+  const [start, more] = [secondsOfDay(time.value), secondsOf(amount.value)];
+  if (Number.isNaN(start)) return refuse(time, "a time of day. Type 10, 10:10 or 10:10:30.");
+  if (Number.isNaN(more)) return refuse(amount, "an amount of time. Type 5, 3:16 or 1:00:00.");
   time.value = clockTime((start + more) % DAY);
   saveValues();
   return true;
 }
 
 function refuse(field, expected) {
-  say("failed", `"${field.value}" is no ${expected}`);
+  say("failed", `"${field.value}" is not ${expected}`);
+  mark([field]);
   return false;
 }
 
 // "10", "10:10" and "10:10:30" are times of day; anything else is NaN.
 function secondsOfDay(text) {
   const missing = Math.max(0, 3 - text.split(":").length);
-  const sum = seconds(text.trim() + ":00".repeat(missing));
+  const sum = secondsOf(text.trim() + ":00".repeat(missing));
   return sum < DAY ? sum : NaN;
 }
 
 // "5" is seconds, "3:16" minutes and seconds, "1:00:00" hours; anything else is NaN.
-function seconds(text) {
+function secondsOf(text) {
   if (!/^\s*\d{1,6}(:[0-5]?\d){0,2}\s*$/.test(text)) return NaN;
   return text.split(":").reduce((sum, part) => 60 * sum + Number(part), 0);
 }
@@ -245,41 +204,58 @@ function clockTime(sum) {
     .map((part) => String(Math.floor(part)).padStart(2, "0")).join(":");
 }
 
-// ---- The pages and the rows --------------------------------------------------------------------
+// ---- The pages ---------------------------------------------------------------------------------
 
 function showPage(tab) {
-  for (const other of document.querySelectorAll("[role=tab]")) {
-    other.ariaSelected = String(other === tab);
-    document.getElementById(other.getAttribute("aria-controls")).hidden = other !== tab;
+  for (const other of tabs) {
+    const selected = other === tab;
+    other.ariaSelected = String(selected);
+    other.tabIndex = selected ? 0 : -1; // Tab goes to the selected one, the arrow keys go on
+    find(other.getAttribute("aria-controls")).hidden = !selected;
+  }
+  say("", ""); // the answer belongs to the other page
+}
+
+function moveBetweenTabs(event) {
+  const at = tabs.indexOf(event.target);
+  const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: tabs.length - 1 }[event.key];
+  if (!tabs[to]) return;
+  event.preventDefault();
+  tabs[to].click();
+  tabs[to].focus();
+}
+
+// ---- Wrong fields ------------------------------------------------------------------------------
+
+// The scripts judge. A field that an error quotes and that looks wrong here, too, is marked.
+function showWrongFields(event) {
+  const { status, output } = event.detail;
+  const button = event.target;
+  if (status === "failed") {
+    const looksWrong = ({ name, value }) => CHECKS[name]?.(value) === false;
+    const fields = [...(button.form ?? rows).querySelectorAll("input")].filter(looksWrong);
+    mark(fields.filter(({ value }) => output.includes(`"${value}"`)));
+  } else if (SUCCESSES.includes(status) && button.closest("section")?.hidden) {
+    event.preventDefault(); // a success of the other page is no news on this one
   }
 }
 
-function moveBetweenTabs({ key, target }) {
-  if (!target.matches("[role=tab]")) return;
-  const { previousElementSibling: ArrowLeft, nextElementSibling: ArrowRight } = target;
-  const tab = { ArrowLeft, ArrowRight }[key];
-  tab?.click();
-  tab?.focus();
+function mark(fields) {
+  for (const field of fields) field.ariaInvalid = "true";
+  fields[0]?.focus();
+  fields[0]?.select();
 }
 
-function addRow() {
-  appendRow("", "").focus();
-  saveValues();
-}
+// ---- A small window ----------------------------------------------------------------------------
 
-function removeRow(button) {
-  const row = button.closest("tr");
-  const neighbour = row.nextElementSibling ?? row.previousElementSibling;
-  row.remove();
-  (neighbour ?? document).querySelector("[data-action=removeRow], [data-action=addRow]").focus();
-  saveValues();
-}
-
-// Append a row and return its first field.
-function appendRow(...values) {
-  const row = find("#row").content.cloneNode(true);
-  const fields = row.querySelectorAll("input");
-  fields.forEach((field, i) => { field.value = values[i]; });
-  find("#rows").append(row);
-  return fields[0];
+// See the end of pebble-dialogue.css.
+function fitWindow() {
+  const rem = parseFloat(getComputedStyle(document.documentElement).fontSize);
+  const { classList } = document.body;
+  classList.toggle("low", window.innerHeight < 23 * rem);
+  classList.toggle("narrow", window.innerWidth < 16 * rem);
+  classList.toggle("slim", window.innerWidth < 11 * rem);
+  if (footer.classList.toggle("tall", footer.offsetHeight > 0.7 * window.innerHeight)) {
+    footer.scrollIntoView({ block: "end" });
+  }
 }
