@@ -2803,7 +2803,7 @@ class Stopping(BridgeTestCase):
         ):
             with self.subTest(first=first, second=second):
                 self.sketch.reset()
-                self.sketch.mood("echo begun; sleep 30")
+                self.sketch.mood(HOLD)
                 bundle = installed(temporary_folder(self.addCleanup))
                 server = Server(bundle, "--sketch", self.sketch.app)
                 self.addCleanup(server.kill)
@@ -3181,7 +3181,7 @@ class AnUnreadLog(TestCase):
         client = self.connect(server=server)
         self.fill(client)
         self.sketch.reset()
-        self.sketch.mood("sleep 30")
+        self.sketch.mood(HOLD)
         client.send(client_frame(TEXT, "undo"))
         self.sketch.wait_for_calls(1)
         process.send_signal(signal.SIGINT)
