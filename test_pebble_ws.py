@@ -2802,7 +2802,7 @@ class Stopping(BridgeTestCase):
         ):
             with self.subTest(first=first, second=second):
                 self.sketch.reset()
-                self.sketch.mood("echo begun; sleep 30")
+                self.sketch.mood(HOLD)
                 bundle = installed(temporary_folder(self.addCleanup))
                 server = Server(bundle, "--sketch", self.sketch.app)
                 self.addCleanup(server.kill)
@@ -3180,7 +3180,7 @@ class AnUnreadLog(TestCase):
         client = self.connect(server=server)
         self.fill(client)
         self.sketch.reset()
-        self.sketch.mood("sleep 30")
+        self.sketch.mood(HOLD)
         client.send(client_frame(TEXT, "undo"))
         self.sketch.wait_for_calls(1)
         process.send_signal(signal.SIGINT)
@@ -3561,6 +3561,19 @@ sys.exit(pebble_ws.main(sys.argv[1:]))
 """
         return self.run_program("-c", code, *arguments, program="-")
 
+    @contextlib.contextmanager
+    def small_disk(self, size):
+        """Yield a folder on a disk of its own, where this machine allows that."""
+        disk = f"{self.folder}/disk"
+        os.mkdir(disk)
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk]
+        if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+            self.skipTest("no disk can be mounted here")
+        try:
+            yield disk
+        finally:
+            subprocess.run(["umount", "-l", disk], check=True)
+
 
 class CommandLine(CommandLineTestCase):
     def test_version_and_help(self):
@@ -3823,19 +3836,6 @@ for arguments in sys.argv[1:]:
         limit = in_a_shell("ulimit -f 0")
         self.assert_refused("--port", "0", "--dry-run", wrapper=limit, words=["session.js"])
         self.assertEqual([], self.left_behind())
-
-    @contextlib.contextmanager
-    def small_disk(self, size):
-        """Yield a folder on a disk of its own, where this machine allows that."""
-        disk = f"{self.folder}/disk"
-        os.mkdir(disk)
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk]
-        if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-            self.skipTest("no disk can be mounted here")
-        try:
-            yield disk
-        finally:
-            subprocess.run(["umount", "-l", disk], check=True)
 
     def test_a_plugin_that_cannot_be_found_is_told(self):
         alone = shutil.copy(PROGRAM, self.folder)
@@ -4106,20 +4106,14 @@ os.rename, os.replace = broken(os.rename), broken(os.replace)
         self.assertEqual(before, self.contents(copy))
 
     def test_a_full_disk_leaves_the_earlier_copy_whole(self):
-        disk = f"{self.folder}/disk"
-        os.mkdir(disk)
-        mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk]
-        if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-            self.skipTest("no disk can be mounted here")
-        self.addCleanup(subprocess.run, ["umount", "-l", disk], check=True)
-        self.assertEqual(0, self.run_program("--install", disk)[0])
-        with open(f"{disk}/filler", "wb") as file:
-            free = shutil.disk_usage(disk).free
-            file.write(bytes(max(0, free - 40_000)))
-        before = self.contents(disk)
-        error = self.assert_refused("--install", disk)
-        self.assertRegex(error, "(?i)full|no space")
-        self.assertEqual(before, self.contents(disk))
+        with self.small_disk(400 << 10) as disk:
+            self.assertEqual(0, self.run_program("--install", disk)[0])
+            with open(f"{disk}/filler", "wb") as file:
+                file.write(bytes(max(0, shutil.disk_usage(disk).free - 40_000)))
+            before = self.contents(disk)
+            error = self.assert_refused("--install", disk)
+            self.assertRegex(error, "(?i)full|no space")
+            self.assertEqual(before, self.contents(disk))
 
     def test_over_a_copy_whose_server_is_running_is_refused(self):
         folder = f"{self.folder}/earlier"
