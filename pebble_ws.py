@@ -93,9 +93,7 @@ GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 REQUEST_LINE = r"([!-~]+) ([!-~]+) HTTP/1\.[1-9]"
 HEADER_LINE = r"([0-9A-Za-z!#$%&'*+.^_`|~-]+):([\t -~\x80-\xff]*)"
 
-MISSING = "(missing)"  # in the log, for a header that is not there
-
-# What a refusal adds, by its status:
+# The extra headers of a refusal, by its status:
 HINTS = {405: ["Allow: GET"], 426: ["Upgrade: websocket", "Sec-WebSocket-Version: 13"]}
 
 
@@ -117,10 +115,10 @@ def require(condition: object, code: int, reason: str) -> None:
 def read_head(reader: io.BufferedReader) -> tuple[str, dict[str, str]]:
     """Return target and headers of a GET request (4.2.1). Raise ProtocolError 400, 405 or 431."""
     first = reader.peek()[:1]
-    require(first.isalpha() or first == b"\r", 400, "this is not HTTP")  # but TLS, without lines
+    require(first.isalpha() or first == b"\r", 400, "this is not HTTP")  # TLS, say: it has no lines
     lines: list[str] = []
     size = 0
-    while len(lines) < 2 or lines[-1]:
+    while len(lines) < 2 or lines[-1]:  # up to an empty line that is not the first one
         line = reader.readline(MAX_HEAD - size + 1)
         size += len(line)
         require(size <= MAX_HEAD, 431, f"a head of more than {MAX_HEAD} bytes")
@@ -147,7 +145,8 @@ def parse_head(lines: list[str]) -> tuple[str, dict[str, str]]:
 
     require(method == "GET", 405, "the method is not GET")
     require(target.startswith("/"), 400, "the target is no path")  # a URL would name a second host
-    require("," not in headers.get("host", ","), 400, "there must be one Host")
+    has_one_host = "host" in headers and "," not in headers["host"]
+    require(has_one_host, 400, "there must be one Host")
     return target, headers
 
 
@@ -157,10 +156,10 @@ def listed(value: str) -> list[str]:
 
 
 def response(status: str, headers: list[str], body: str = "") -> bytes:
-    """Return an HTTP response: one with a body is the last on its connection."""
+    """Return an HTTP response. One with a body closes the connection."""
     if body:
-        size = f"Content-Length: {len(body.encode())}"
-        headers = ["Connection: close", "Content-Type: text/plain; charset=utf-8", size, *headers]
+        form = f"Content-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body.encode())}"
+        headers = ["Connection: close", form, *headers]
     return "\r\n".join([f"HTTP/1.1 {status}", *headers, "", body]).encode()
 
 
@@ -173,10 +172,10 @@ def response(status: str, headers: list[str], body: str = "") -> bytes:
 #   4 bytes of masking-key, in each frame of a client and in none of a server
 #   the payload
 
-CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = OPCODES = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+OPCODES = CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 FIN = MASK = 0x80
 
-# All first bytes that may be: no reserved bit or opcode, no control frame in fragments (5.5).
+# All valid first bytes: no reserved bit or opcode, no control frame in fragments (5.5).
 FIRST_BYTES = {FIN | opcode for opcode in OPCODES} | {CONTINUATION, TEXT, BINARY}
 
 MAX_CONTROL = 125  # bytes in the payload of a control frame (5.5)
@@ -184,10 +183,10 @@ MAX_REASON = MAX_CONTROL - 2  # bytes of a Close's reason, after its code
 
 NO_CODE = 1005  # stands for a Close without a code, and is never sent itself
 ABNORMAL = 1006  # stands for an end without a Close, and is never sent either
-# All that a Close may have (7.4); 3000 to 4999 are free to use.
+# The codes that a Close may carry (7.4); 3000 to 4999 are free to use.
 CLOSE_CODES = ({*range(1000, 1015)} - {1004, NO_CODE, ABNORMAL}) | {*range(3000, 5000)}
 
-SHORT = 500  # bytes of a payload up to which it is unmasked faster as one integer
+SHORT = 500  # bytes; up to this size a payload is unmasked faster as one integer
 
 
 def read_messages(reader: io.BufferedReader, max_size: int) -> Iterator[tuple[int, str | bytes]]:
@@ -203,9 +202,10 @@ def read_messages(reader: io.BufferedReader, max_size: int) -> Iterator[tuple[in
             yield opcode, bytes(unmask(reader.read(length), key))
             continue
 
-        is_next = (opcode == CONTINUATION) == (kind is not None)
-        require(is_next, 1002, "a continuation of nothing, or a message inside another")  # (5.4)
-        if opcode != CONTINUATION:
+        if opcode == CONTINUATION:
+            require(kind is not None, 1002, "a continuation of nothing")  # (5.4)
+        else:
+            require(kind is None, 1002, "a message inside another")  # (5.4)
             kind = opcode
             message = bytearray()
             checked = 0
@@ -216,8 +216,8 @@ def read_messages(reader: io.BufferedReader, max_size: int) -> Iterator[tuple[in
             part = reader.read1(min(length, RECEIVE_SIZE))
             message += unmask(part, key)
             length -= len(part)
-            key = key[len(part) % 4 :] + key[: len(part) % 4]  # for the byte that is next
-            if kind == TEXT and (length or not is_final):
+            key = key[len(part) % 4 :] + key[: len(part) % 4]  # turned, for the rest of it
+            if kind == TEXT and (length or not is_final):  # at its end all of it is decoded
                 checked = check_text(message, checked)
         if is_final:
             yield kind, decode(message) if kind == TEXT else bytes(message)
@@ -261,11 +261,11 @@ XOR_TABLES = [unmask(bytes(range(256)), bytes([mask]) * 4) for mask in range(256
 
 
 def check_text(text: bytearray, checked: int) -> int:
-    """Return up to where a text has whole letters, of which so many bytes are known to be some.
+    """Check a text from this byte on; return up to which byte it is whole characters.
 
-    The last letter may go on in the next part. Raise ProtocolError 1007 at the first byte that
+    The last character may go on in the next part. Raise ProtocolError 1007 at the first byte that
     cannot be right (8.1). The incremental decoder of codecs would not do: after ED it takes A0 for
-    the middle of a letter.
+    the middle of a character.
     """
     try:
         text[checked:].decode()
@@ -277,7 +277,7 @@ def check_text(text: bytearray, checked: int) -> int:
 
 
 def decode(text: bytes | bytearray) -> str:
-    """Return a text that is at its end. Raise ProtocolError 1007 (8.1)."""
+    """Return a complete text. Raise ProtocolError 1007 (8.1)."""
     try:
         return text.decode()
     except UnicodeDecodeError:
@@ -326,7 +326,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
     """
 
     max_message_size = 1 << 20  # bytes; a longer message is closed with 1009
-    send_timeout = 7.0  # seconds; a peer that reads nothing for so long is dropped
+    send_timeout = 7.0  # seconds; a peer that takes nothing for so long is dropped
     refusal = "This is a WebSocket server, not a web page."
 
     # -- for subclasses
@@ -341,14 +341,14 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
     def check_handshake(self) -> None:
         """Raise ProtocolError unless the request is for a WebSocket of version 13 (4.2.1)."""
         names = ("upgrade", "connection", "sec-websocket-version", "sec-websocket-key")
-        upgrade, connection, version, key = (self.headers.get(name, MISSING) for name in names)
+        upgrade, connection, version, key = (self.headers.get(name, "(missing)") for name in names)
         require("websocket" in listed(upgrade), 426, f"Upgrade {upgrade}")
         require("upgrade" in listed(connection), 426, f"Connection {connection}")
         require(version == "13", 426, f"Sec-WebSocket-Version {version}")
         require(re.fullmatch("[A-Za-z0-9+/]{22}==", key), 400, f"Sec-WebSocket-Key {key}")
 
     def log(self, sign: str, text: str) -> None:
-        """Note what happened: "=" to the connection as a whole, "!" what was refused."""
+        """Override this to log: "=" is a sign for the whole connection, "!" for a refusal."""
 
     # -- for everybody, from any thread
 
@@ -369,7 +369,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         self._end(code, frame(CLOSE, close_payload(code, reason)))
 
     def drop(self, reason: str) -> None:
-        """End it at once, without a word: the thread that receives wakes up and logs the reason.
+        """End it at once, without a Close: the receiving thread wakes up and logs the reason.
 
         This takes no lock: whoever holds it may be waiting for the peer.
         """
@@ -383,8 +383,10 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
     def setup(self) -> None:
         self.state = CONNECTING
         self.is_silent = True  # the peer has not said anything
-        self._deadline: float | None = time.monotonic() + HEAD_TIMEOUT  # for what must come
-        self._lock = threading.Lock()  # held while the state changes and while bytes are sent
+        self._deadline: float | None = time.monotonic() + HEAD_TIMEOUT  # for what is expected
+        # Held while bytes are sent, so that frames do not mix and none follows a Close. Without it
+        # the state changes only to CLOSED.
+        self._lock = threading.Lock()
         self._end_code = 0  # the status or close code that we ended it with
         self._end_reason = "ended without a Close"
         with suppress(OSError):  # on macOS, if the peer has gone; recv will find that out
@@ -434,7 +436,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         for opcode, payload in read_messages(reader, self.max_message_size):
             if opcode == CLOSE:
                 code = close_code(payload)
-                with suppress(ConnectionError):  # it answers ours
+                with suppress(ConnectionError):  # it is the answer to ours
                     self.close(code)  # (5.5.1)
                 break  # what follows it is discarded (1.4)
             if self.state != OPEN:
@@ -463,7 +465,7 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
         self._deadline = time.monotonic() + CLOSE_TIMEOUT
         with suppress(OSError, ProtocolError):  # raised when the peer has gone, or at the deadline
             self.request.shutdown(socket.SHUT_WR)
-            while self._has_place:  # without one it must not stay
+            while self._has_place:  # one that was refused for want of a place must not stay
                 self.receive_into(bytearray(BUFFER_SIZE))
         self.server.places.pop(self, None)
 
@@ -499,9 +501,9 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
             self._send_now(data)
 
     def _end(self, code: int, data: bytes) -> None:
-        """Send a refusal or a Close, after which nothing is sent, and give the peer a time for it.
+        """Send our last bytes, a refusal or a Close. The peer then has CLOSE_TIMEOUT to answer.
 
-        Raise ConnectionError.
+        Raise ConnectionError if they were sent before, or cannot be.
         """
         with self._lock:
             if self.state not in (CONNECTING, OPEN):
@@ -547,9 +549,9 @@ class WebSocketServer(socketserver.ThreadingTCPServer):
         self._numbers = itertools.count(1)
         self.places: dict[WebSocketHandler, None] = {}  # of the connections, the oldest first
         self._lock = threading.RLock()  # held while a place is given
-        self._alarm, self._bell = socket.socketpair()  # when one is closed, the other wakes up
+        self._alarm, self._bell = socket.socketpair()  # closing the bell makes the alarm readable
         self._has_stopped = threading.Event()
-        self.other_sockets: list[socket.socket] = []  # that listen, too
+        self.other_sockets: list[socket.socket] = []  # more that listen
         super().__init__(address, handler)
 
     @property
@@ -571,10 +573,10 @@ class WebSocketServer(socketserver.ThreadingTCPServer):
     def _accept(self, listener: socket.socket) -> None:
         """Start the thread of a connection."""
         try:
-            listener.setblocking(False)
+            listener.setblocking(False)  # what is ready may have gone
             self.process_request(*listener.accept())
         except BlockingIOError:
-            pass  # it has gone again
+            pass
         except (OSError, RuntimeError):  # there is no file descriptor or no thread for it
             if not self.make_room():
                 time.sleep(0.1)  # else this would be tried again and again
@@ -631,7 +633,7 @@ BUNDLE = os.path.abspath(f"{HERE}/../.." if IS_INSTALLED else f"{HERE}/plugin/pe
 
 ENVIRONMENT = dict(os.environb)  # of the scripts; encoded here, and not for each of them
 NO_SKETCH = "There is no Sketch. Install it, or start the server with --sketch /path/to/Sketch.app."
-TOO_LATE = "Sketch did not answer in time. The script may be running in it still, or show an alert."
+TOO_LATE = "Sketch did not answer in time. The script may still run in it, or is showing an alert."
 
 # A comma that Sketch ignores, outside of a string, which is kept.
 TRAILING_COMMA = r'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])'
@@ -642,7 +644,7 @@ SKETCH_ERROR = r"(.*\] |\W*)(Uncaught .*)?(Error in command |([A-Z]\w*)?Error:)"
 
 # A line that is a JavaScript string, as console.log prints it in Sketch. It may be cut.
 QUOTED = r"'((?:[^'\\]|\\[^u]|\\u.{4})*)('$)?"
-LINE_SIZE = 5 * MAX_OUTPUT  # bytes of a line that are read: a letter has four at most
+LINE_SIZE = 5 * MAX_OUTPUT  # bytes of a line that are read: a character has four at most
 
 
 class UserError(Exception):
@@ -656,24 +658,25 @@ def find_command(message: str) -> tuple[str, str]:
     """
     script = os.path.normpath(os.path.join(BUNDLE, "Contents/Sketch", str(SCRIPTS[message])))
     name = os.path.basename(script)
-    parent, extension, place = script.rpartition(".sketchplugin/")
+    parent, extension, path_in_bundle = script.rpartition(".sketchplugin/")
     if not extension:
         raise UserError(f"{name} is in no .sketchplugin. Move it into one, or fix SCRIPTS.")
     if not os.path.isfile(script):
-        folder = os.path.dirname(place)
+        folder = os.path.dirname(path_in_bundle)
         raise UserError(f"{name} is missing from {folder}. Put it there, or fix SCRIPTS.")
 
     bundle = f"{parent}.sketchplugin"
     commands = read_commands(bundle)
     file = os.stat(script)
-    identifiers = [command["identifier"] for command in commands if runs(command, bundle, file)]
+    identifiers = [
+        command["identifier"] for command in commands if is_command_for(file, command, bundle)
+    ]
     if not identifiers:
         raise UserError(f"No command in manifest.json that has an identifier runs {name}. Add one.")
     identifier = message if message in identifiers else identifiers[0]
     if [command.get("identifier") for command in commands].count(identifier) > 1:
-        raise UserError(
-            f'Two commands in manifest.json have the identifier "{identifier}". Change one.'
-        )
+        both = f'Two commands in manifest.json have the identifier "{identifier}"'
+        raise UserError(f"{both}, and Sketch would run the first. Change one.")
     return bundle, identifier
 
 
@@ -689,12 +692,10 @@ def read_commands(bundle: str) -> list[dict]:
         problem = f"{error.msg}. Fix that line, or the one before it."
         raise UserError(f"manifest.json, line {error.lineno}: {problem}") from None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        raise UserError(
-            "manifest.json is missing, not UTF-8, or has no list of commands."
-        ) from None
+        raise UserError("manifest.json is missing, or has no list of commands.") from None
 
 
-def runs(command: dict, bundle: str, file: os.stat_result) -> bool:
+def is_command_for(file: os.stat_result, command: dict, bundle: str) -> bool:
     """Return whether Sketch can be told to run a command, and its script is this file.
 
     A file may have several names: macOS minds neither case nor the form of Unicode.
@@ -712,13 +713,13 @@ def runs(command: dict, bundle: str, file: os.stat_result) -> bool:
 
 def find_mistakes() -> list[str]:
     """Return what is wrong with SCRIPTS or the manifest, a text each."""
-    mistakes = []
+    mistakes: dict[str, None] = {}  # each of them once
     for message in SCRIPTS:
         try:
             find_command(message)
         except UserError as error:
-            mistakes.append(str(error))
-    return list(dict.fromkeys(mistakes))  # the same one once
+            mistakes[str(error)] = None
+    return list(mistakes)
 
 
 def find_sketch() -> str | None:
@@ -728,7 +729,7 @@ def find_sketch() -> str | None:
     command = ["mdfind", "kMDItemCFBundleIdentifier == 'com.bohemiancoding.sketch3'"]
     found = b""
     with suppress(OSError, subprocess.SubprocessError):
-        found = subprocess.run(command, stdout=subprocess.PIPE, timeout=10).stdout
+        found = subprocess.run(command, stdout=subprocess.PIPE, timeout=3).stdout
     apps = [*os.fsdecode(found).splitlines(), "/Applications/Sketch.app"]
     return max(filter(sketchtool, apps), key=sketch_version, default=None)
 
@@ -752,15 +753,15 @@ def sketchtool(app: str) -> str | None:
 def run_script(arguments: list[str], output: Output, is_late: Callable[[], bool]) -> int | None:
     """Run a program that prints into `output`; return its exit status, None if it was late.
 
-    Then it is killed. The end of its pipe tells that it is about to end. Not always: it may go on
-    with its output closed, or leave a child that holds the pipe open. So both are watched. Raise
-    OSError if it cannot be started.
+    Then it is killed. Mostly the pipe ends when the program does. But a program may close its
+    output and go on, or leave a child that holds the pipe open: so pipe and process are watched.
+    Raise OSError if it cannot be started.
     """
     reader, writer = os.pipe()
     with open(reader, "rb", buffering=0) as pipe:
         with open(writer, "wb"):  # and no longer: else the pipe would not end when the script does
             process = spawn(arguments, output=writer)
-        pause = 0.00001  # seconds
+        pause = 0.00001  # seconds to look again, of a program that has closed its output
         ended = 0
         while not ended and not is_late():
             ended, wait_status = os.waitpid(process, os.WNOHANG)
@@ -799,7 +800,7 @@ def kill(process: int) -> None:
 
 
 class Output:
-    """What a script prints: of its lines the last are kept, of a line the beginning."""
+    """What a script prints: the last lines of it, and the beginning of each."""
 
     def __init__(self, public: Callable[[str], str]) -> None:
         """`public` returns a text without what nobody shall read."""
@@ -830,7 +831,8 @@ class Output:
         A failure's exit status may well be 0, so that a line that tells how it went counts more.
         """
         if self.outcome:
-            return "done" if self.outcome[1] == "OK" else "failed", self.outcome[2] or ""
+            status = "done" if self.outcome[1] == "OK" else "failed"
+            return status, self.outcome[2] or ""
         if exit_status == 0 and not self.has_error:
             return "done", self.text() or "The script ran, and did not say what it did."
         silent = f"sketchtool ended with {exit_status} and said nothing. Try it from Sketch's menu."
@@ -859,7 +861,7 @@ LOCAL_HOST = r"(?i)(localhost|127\.0\.0\.1|\[::1\])(:[0-9]*)?"
 class DialogueHandler(WebSocketHandler):
     """The connection of a dialogue: each message is a click, and each is answered."""
 
-    send_timeout = 0.000001  # nobody waits for a dialogue that does not read
+    send_timeout = 0.000001  # seconds: nobody waits for a dialogue that does not read
     refusal = "This is the WebSocket server of a Sketch plugin. Its log says why it refuses this."
 
     def log(self, sign: str, text: str, suffix: str = "") -> None:
@@ -889,9 +891,7 @@ class DialogueHandler(WebSocketHandler):
             sends = f'This button sends "{message[:MAX_LOGGED]}"; SCRIPTS in pebble_ws.py lists no'
             self.answer(message, "unknown", f"{sends} such message. Add it and start again.")
         elif not self.server.take(self, message):
-            self.answer(
-                message, "busy", f"{MAX_WAITING} clicks are waiting already. Try again soon."
-            )
+            self.answer(message, "busy", f"{MAX_WAITING} clicks are waiting. Try again soon.")
 
     def answer(self, message: str, status: str, output: str, suffix: str = "") -> None:
         """Tell the log and the dialogue, if it is still there, how a click went."""
@@ -913,8 +913,8 @@ class Bridge(WebSocketServer):
         self.dry_run = dry_run
         self.token = os.urandom(32).hex()
         self.clicks: deque[tuple[DialogueHandler, str]] = deque()  # the first of them is running
-        self.stop_time = float("inf")  # by time.monotonic(); then whatever runs is killed
-        self.clicked = threading.Condition()  # held while these two are read or changed
+        self.stop_time = float("inf")  # by time.monotonic(): whatever still runs then is killed
+        self.clicked = threading.Condition()  # held while clicks change
         self.log_file = LogFile()
         self.runner = threading.Thread(target=self.run_clicks, daemon=True)
         self.runner.start()
@@ -1015,7 +1015,7 @@ class Bridge(WebSocketServer):
 
 
 class LogFile:
-    """The log on standard output. Nobody waits for whoever reads it.
+    """The log on standard output. Nothing waits for its reader.
 
     A thread of its own writes it, the only one that a terminal (Ctrl-S) or a full pipe can hold up.
     Meanwhile the lines wait; those for which there is no room are dropped.
@@ -1040,7 +1040,7 @@ class LogFile:
         while line := self.lines.get():
             with suppress(OSError):
                 while line:
-                    select.select([], [1], [])  # it may be a file that does not wait itself
+                    select.select([], [1], [])  # it may be nonblocking
                     line = line[os.write(1, line) :]
 
     def close(self) -> None:
@@ -1116,7 +1116,7 @@ def serve(port: int | None, app: str | None, dry_run: bool) -> None:
     """Run until a signal stops it. Raise UserError if it cannot start."""
     if app is not None and not (app.endswith(".app") and sketchtool(app)):
         raise UserError(f"{app} is not a Sketch app. Give --sketch the path of Sketch.app.")
-    dry_run = dry_run or not app and sys.platform != "darwin"  # Sketch is for macOS only
+    dry_run = dry_run or (app is None and sys.platform != "darwin")  # Sketch is for macOS only
     app = app if app or dry_run else find_sketch()
     fill_standard_streams()
     with ExitStack() as at_end:  # what is put on it is done at the end, the last first
@@ -1148,20 +1148,19 @@ def serve(port: int | None, app: str | None, dry_run: bool) -> None:
 
 
 def fill_standard_streams() -> None:
-    """Open /dev/null for those that are closed: a socket would else get their numbers."""
-    descriptor = 0
-    while descriptor <= 2:
-        descriptor = os.open(os.devnull, os.O_RDWR)
+    """Open /dev/null for those that are closed: otherwise a socket would get their numbers."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
     os.close(descriptor)
 
 
 def set_signal(number: int, action: object, at_end: ExitStack) -> None:
-    """Set what a signal does, until the end."""
+    """Set what a signal does, until `at_end` is done."""
     at_end.callback(signal.signal, number, signal.signal(number, action))
 
 
 def lock(bundle: str, at_end: ExitStack) -> None:
-    """Hold a bundle's lock until the end; the system drops it with the process.
+    """Hold a bundle's lock until `at_end` is done; the system drops it with the process.
 
     Raise UserError if a server has it.
     """
@@ -1177,6 +1176,7 @@ def lock(bundle: str, at_end: ExitStack) -> None:
 
 def listen(port: int | None, app: str | None, dry_run: bool) -> Bridge:
     """Return a bridge at a port: with 0, or where the default is taken, any. Raise UserError."""
+    # Twice any: one that is free at 127.0.0.1 may be taken at ::1.
     for candidate in [DEFAULT_PORT, 0, 0] if port is None else [port]:
         try:
             return Bridge(candidate, app, dry_run)
@@ -1196,9 +1196,7 @@ def log_what_clicks_will_do(bridge: Bridge) -> None:
     elif not bridge.app:
         bridge.log("!", NO_SKETCH)
     if not IS_INSTALLED and os.path.isdir(os.path.expanduser(f"{PLUGINS}/pebble.sketchplugin")):
-        bridge.log(
-            "!", "Sketch uses the installed copy, not this one: choose start-webservice in it."
-        )
+        bridge.log("!", "Sketch uses the installed copy, not this: choose start-webservice in it.")
     for mistake in find_mistakes():
         bridge.log("!", mistake)
 
@@ -1238,7 +1236,7 @@ def install(folder: str) -> None:
         raise UserError(f"There is no folder {folder}. Install Sketch first, or name another one.")
     target = os.path.join(os.path.abspath(folder), os.path.basename(BUNDLE))
     paths = [os.path.realpath(path) for path in (target, BUNDLE)]
-    if os.path.commonpath(paths) in paths:
+    if os.path.commonpath(paths) in paths:  # they are one, or one lies in the other
         raise UserError(f"{target} is this very copy. Name another folder.")
     with ExitStack() as at_end:
         lock(target, at_end)

@@ -226,7 +226,7 @@ def in_a_shell(preparation):
 @contextlib.contextmanager
 def running(handler):
     """Run a WebSocketServer in this process; yield as much of a Server as a client needs."""
-    threads = len(workers())
+    threads = threading.active_count()
     with pebble_ws.WebSocketServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
@@ -236,12 +236,7 @@ def running(handler):
         finally:
             server.shutdown()
             thread.join(10)
-    wait_until(lambda: len(workers()) <= threads)
-
-
-def workers():
-    """Return the threads that do more than wait for a time limit."""
-    return [each for each in threading.enumerate() if not isinstance(each, threading.Timer)]
+    wait_until(lambda: threading.active_count() <= threads)
 
 
 def session_of(bundle):
@@ -1564,13 +1559,14 @@ class Connections(TestCase):
         class Threads(pebble_ws.WebSocketHandler):
             def message_received(self, message):
                 with concurrent.futures.ThreadPoolExecutor(8) as pool:
-                    list(pool.map(self.send, [str(n) * 1000 for n in range(200)]))
+                    list(pool.map(self.send, messages))
 
+        messages = [f"{n} " * (50_000 if n % 4 else 5) for n in range(100)]
         with running(Threads) as server:
             client = self.connect(client_frame(TEXT, "go"), server=server)
-            received = [client.receive() for _ in range(200)]
+            received = [client.receive() for _ in messages]
             client.close()
-        self.assertEqual(sorted(str(n) * 1000 for n in range(200)), sorted(received))
+        self.assertTrue(sorted(messages) == sorted(received))
 
     def test_send_never_waits_for_another_threads_message_received(self):
         entered, finish = threading.Event(), threading.Event()
@@ -1666,6 +1662,8 @@ class Connections(TestCase):
             clients = [self.connect(client_frame(TEXT, "x"), server=server) for _ in range(3)]
             for client in clients:
                 self.assertEqual("x", client.receive())
+            half_open = self.request(head()[:30], server=server)
+            wait_until(lambda: len(server.server.connections) == 4)
             server.server.shutdown()
             closing = threading.Thread(target=server.server.server_close, daemon=True)
             closing.start()
@@ -1676,6 +1674,7 @@ class Connections(TestCase):
                 self.assertIsNone(client.receive())
             closing.join(10)
             self.assertFalse(closing.is_alive())
+            self.assertIn(half_open.read()[:5], (b"", b"HTTP/"))  # and never a frame
             with self.assertRaises(ConnectionRefusedError):
                 self.request(server=server)
             for client in clients:
@@ -2718,6 +2717,13 @@ socket.socket = IPv4Only
         self.assertNotIn(token, json.dumps(client.click("undo")))
         self.sketch.mood(f"head -c 5000 /dev/zero | tr '\\0' x; echo; echo {token}; exit 1")
         self.assertNotIn(token, json.dumps(client.click("undo")))
+        for size in range(150, 200, 7):  # at whose end a message is cut in an answer
+            self.assertNotIn(token[:8], client.click("x" * size + token)["message"])
+        for size in range(3930, 4000, 9):  # and where an output is
+            self.sketch.mood(f"printf 'OK %s\n' {'x' * size}{token}{'y' * 30}")
+            output = client.click("undo")["output"]
+            self.assertNotIn(token[:8], output)
+            self.assertNotIn(token[-8:], output)
         self.request(head(f"/?token=x{token}")).read()
         for header in ("Host", "Origin"):
             self.request(head(self.server.target, **{header: token})).read()
@@ -2798,7 +2804,7 @@ class Stopping(BridgeTestCase):
         ):
             with self.subTest(first=first, second=second):
                 self.sketch.reset()
-                self.sketch.mood("echo begun; sleep 30")
+                self.sketch.mood(HOLD)
                 bundle = installed(temporary_folder(self.addCleanup))
                 server = Server(bundle, "--sketch", self.sketch.app)
                 self.addCleanup(server.kill)
@@ -3036,13 +3042,15 @@ class Faults(BridgeTestCase):
         for _ in range(3):
             self.assertEqual("done", self.connect(server=server).click("undo")["status"])
         self.assertEqual("done", old.click("undo")["status"])
-        # The oldest of them made room:
-        closed = [select.select([client.socket], [], [], 0)[0] for client in silent]
-        self.assertTrue(closed[0])
-        self.assertLess(len([each for each in closed if each]), 20)
-        self.assertFalse(closed[-1])
+        # Of the oldest some made room:
+        closed = [place for place, client in enumerate(silent) if self.has_ended(client)]
+        self.assertTrue(closed)
+        self.assertLess(closed[-1], 50)
         silent[-1].send(head(server.target))
         self.assertIn(" 101 ", silent[-1].response()[0])
+
+    def has_ended(self, client):
+        return bool(select.select([client.socket], [], [], 0)[0])
 
     def test_a_low_limit_of_descriptors_costs_no_time_and_a_click_works_afterwards(self):
         server = self.other_server(wrapper=in_a_shell("ulimit -n 64"))
@@ -3174,7 +3182,7 @@ class AnUnreadLog(TestCase):
         client = self.connect(server=server)
         self.fill(client)
         self.sketch.reset()
-        self.sketch.mood("sleep 30")
+        self.sketch.mood(HOLD)
         client.send(client_frame(TEXT, "undo"))
         self.sketch.wait_for_calls(1)
         process.send_signal(signal.SIGINT)
@@ -3219,6 +3227,18 @@ class AnUnreadLog(TestCase):
                         break
                 self.assertTrue(lines.endswith("= stopped\n"), lines[-200:])
         os.close(writer)
+
+    def test_lines_for_which_there_is_no_room_are_dropped(self):
+        process, server = self.start(stdout=subprocess.PIPE)
+        client = self.connect(server=server)
+        self.fill(client)
+        before = memory(process.pid)
+        for _ in range(100):  # times 100 clicks, of two lines each
+            client.send(*[client_frame(TEXT, "x" * 200)] * 100)
+            for _ in range(100):
+                client.receive()
+        self.assertLess(memory(process.pid) - before, 3 << 20)
+        self.assert_ends(process, client)
 
     def test_a_reader_that_comes_late_has_missed_nothing(self):
         reader, writer = os.pipe()
@@ -3536,11 +3556,25 @@ class CommandLineTestCase(TestCase):
         code = f"""
 import sys; sys.path[0] = {bundle + "/Contents/Sketch"!r}
 import argparse, errno, fcntl, json, os, plistlib, queue, secrets, shutil, subprocess, tempfile
-import encodings.idna, hashlib, html.parser, stat, pebble_ws
+import encodings.idna, gettext, hashlib, html.parser, linecache, locale, stat, traceback
+import pebble_ws
 os.setgroups([]); os.setgid(65_534); os.setuid(65_534)
 sys.exit(pebble_ws.main(sys.argv[1:]))
 """
         return self.run_program("-c", code, *arguments, program="-")
+
+    @contextlib.contextmanager
+    def small_disk(self, size):
+        """Yield a folder on a disk of its own, where this machine allows that."""
+        disk = f"{self.folder}/disk"
+        os.mkdir(disk)
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk]
+        if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+            self.skipTest("no disk can be mounted here")
+        try:
+            yield disk
+        finally:
+            subprocess.run(["umount", "-l", disk], check=True)
 
 
 class CommandLine(CommandLineTestCase):
@@ -3804,19 +3838,6 @@ for arguments in sys.argv[1:]:
         limit = in_a_shell("ulimit -f 0")
         self.assert_refused("--port", "0", "--dry-run", wrapper=limit, words=["session.js"])
         self.assertEqual([], self.left_behind())
-
-    @contextlib.contextmanager
-    def small_disk(self, size):
-        """Yield a folder on a disk of its own, where this machine allows that."""
-        disk = f"{self.folder}/disk"
-        os.mkdir(disk)
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk]
-        if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-            self.skipTest("no disk can be mounted here")
-        try:
-            yield disk
-        finally:
-            subprocess.run(["umount", "-l", disk], check=True)
 
     def test_a_plugin_that_cannot_be_found_is_told(self):
         alone = shutil.copy(PROGRAM, self.folder)
@@ -4087,20 +4108,14 @@ os.rename, os.replace = broken(os.rename), broken(os.replace)
         self.assertEqual(before, self.contents(copy))
 
     def test_a_full_disk_leaves_the_earlier_copy_whole(self):
-        disk = f"{self.folder}/disk"
-        os.mkdir(disk)
-        mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk]
-        if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-            self.skipTest("no disk can be mounted here")
-        self.addCleanup(subprocess.run, ["umount", "-l", disk], check=True)
-        self.assertEqual(0, self.run_program("--install", disk)[0])
-        with open(f"{disk}/filler", "wb") as file:
-            free = shutil.disk_usage(disk).free
-            file.write(bytes(max(0, free - 40_000)))
-        before = self.contents(disk)
-        error = self.assert_refused("--install", disk)
-        self.assertRegex(error, "(?i)full|no space")
-        self.assertEqual(before, self.contents(disk))
+        with self.small_disk(400 << 10) as disk:
+            self.assertEqual(0, self.run_program("--install", disk)[0])
+            with open(f"{disk}/filler", "wb") as file:
+                file.write(bytes(max(0, shutil.disk_usage(disk).free - 40_000)))
+            before = self.contents(disk)
+            error = self.assert_refused("--install", disk)
+            self.assertRegex(error, "(?i)full|no space")
+            self.assertEqual(before, self.contents(disk))
 
     def test_over_a_copy_whose_server_is_running_is_refused(self):
         folder = f"{self.folder}/earlier"
@@ -5277,8 +5292,10 @@ for (const e of document.querySelectorAll("button, label, th, p, #state")) {
   if (e.id === "answer") continue;
   if (e.scrollHeight > e.clientHeight + 1) faults.push(`${name(e)} is cut off below`);
 }
-root.scrollTop = root.scrollHeight;
 const box = (selector) => document.querySelector(selector).getBoundingClientRect();
+root.scrollTop = 0;
+if (box("footer").top < box(".tabs").bottom) faults.push("the footer covers the whole page");
+root.scrollTop = root.scrollHeight;
 if (box("footer").bottom > innerHeight + 0.5) faults.push("the footer ends below the window");
 if (box("#state").bottom > innerHeight + 0.5) faults.push("the footer loses its last line");
 const page = document.querySelector("section:not([hidden])");
@@ -5661,7 +5678,7 @@ class DialogueTestCase(TestCase):
 
     def test_a_click_behind_another_says_that_it_waits(self):
         self.open_connected()
-        self.sketch.hold()
+        self.sketch.mood(HOLD)
         self.click("Rotate")
         self.click("Duplicate")
         self.click("Undo")
@@ -5670,9 +5687,7 @@ class DialogueTestCase(TestCase):
             "Undo waits until Duplicate is answered.",
             self.text("answer"),
         )
-        self.sketch.answer("ERROR No.")
-        self.sketch.mood('read -r line <"$here/gate"; echo "$line"')
-        self.sketch.release()
+        self.sketch.say("ERROR No.")
         self.wait_for_footer("✕ Failed: No. Running Duplicate … Undo waits until Duplicate is")
         self.sketch.say("OK Two.")
         self.wait_for_footer("✓ Two. Running Undo …")
@@ -5681,18 +5696,33 @@ class DialogueTestCase(TestCase):
 
     def test_the_seconds_count_from_when_a_click_begins_to_run(self):
         self.open_connected()
-        self.sketch.hold()
+        self.sketch.mood(HOLD)
         self.click("Rotate")
         self.click("Duplicate")
         self.browser.execute(FORWARD.format(60_000))
         wait_until(lambda: re.search("Running Rotate … 6[0-9] s", self.text("answer")))
-        self.sketch.mood('read -r line <"$here/gate"; echo "$line"')
-        self.sketch.release()
-        wait_until(lambda: self.text("answer") == "✓ Done. Running Duplicate …")
+        self.sketch.say("OK Rotated.")
+        wait_until(lambda: self.text("answer") == "✓ Rotated. Running Duplicate …")
         self.browser.execute(FORWARD.format(15_000))
         wait_until(lambda: re.search("Running Duplicate … [12][0-9] s", self.text("answer")))
         self.sketch.say("OK Duplicated.")
         wait_until(lambda: self.text("answer") == "✓ Duplicated.")
+
+    def test_nothing_ticks_in_a_page_that_nobody_touches(self):
+        self.open_connected()
+        self.browser.execute(
+            "window.ticking = 0; const [begin, end] = [setInterval, clearInterval];"
+            "setInterval = (...call) => { ticking++; return begin(...call); };"
+            "clearInterval = (id) => { ticking--; end(id); }"
+        )
+        self.sketch.mood(HOLD)
+        self.click("Rotate")
+        self.assertEqual(1, self.browser.execute("return ticking"))
+        self.click("Duplicate")
+        self.sketch.say("OK Rotated.")
+        self.sketch.say("OK Duplicated.")
+        wait_until(lambda: self.text("answer") == "✓ Duplicated.")
+        self.assertEqual(0, self.browser.execute("return ticking"))
 
     def test_the_buttons_of_one_message_wait_together(self):
         self.open_connected("Time")
@@ -5806,7 +5836,15 @@ class DialogueTestCase(TestCase):
         self.assertIn("Connected (dry run, no Sketch)", self.footer())
 
     def test_an_unexpected_reply_is_shown_and_breaks_nothing(self):
-        replies = ("nonsense", "null", "[]", "{}", '{"message": 1, "status": 2}', "<b>x</b>")
+        replies = (
+            "nonsense",
+            "null",
+            "[]",
+            "<b>x</b>",
+            '{"message": 1, "status": 2}',
+            '{"message": "rotate", "status": "done"}',
+            '{"message": "rotate", "status": "toString", "output": ""}',
+        )
         next_reply = iter(replies)
 
         class Fake(pebble_ws.WebSocketHandler):
@@ -6038,6 +6076,14 @@ class DialogueTestCase(TestCase):
         self.browser.type(self.own_field("Spacing"), ENTER)
         self.assertEqual([], self.browser.execute("return errors"))
 
+    def test_a_button_that_the_page_itself_disables_stays_so(self):
+        self.open_own_page(OWN_PAGE + '<button data-message="rotate" disabled>Later</button>')
+        server = self.start_server()
+        wait_until(lambda: self.shown("Later"))
+        self.click("Spread")
+        wait_until(lambda: server.lines("> done") and self.enabled("Spread"))
+        self.assertFalse(self.enabled("Later"))
+
     def test_return_in_a_form_of_ones_own_says_that_there_is_no_connection(self):
         self.open_own_page(OWN_PAGE + '<p id="answer"></p>')
         self.browser.execute("window.sameAsBefore = true")
@@ -6171,6 +6217,29 @@ class DialogueTestCase(TestCase):
         self.click("Time")
         self.assertTrue(self.shown("Run") and not self.shown("Stop"))
 
+    def test_on_the_other_page_a_refusal_is_news_and_a_success_is_not(self):
+        asked = []
+
+        class Fake(pebble_ws.WebSocketHandler):
+            def message_received(self, message):
+                asked.append(self)
+
+        with running(Fake) as fake:
+            self.write_session(fake.port)
+            self.browser.open(self.page)
+            self.wait_for_buttons()
+            for status, told in (("busy", "✕ Busy: It says so. "), ("done", "")):
+                with self.subTest(status):
+                    self.click("Rotator")
+                    self.click("Rotate")
+                    wait_until(lambda: asked)
+                    self.click("Time")
+                    answer = {"message": "rotate", "status": status, "output": "It says so."}
+                    asked.pop().send(json.dumps(answer))
+                    wait_until(lambda: self.enabled("Rotate"))
+                    self.assertEqual(f"{told}Connected to Sketch", self.footer())
+            self.browser.open("about:blank")
+
     def test_run_waits_for_each_answer(self):
         server = self.open_connected("Time")
         self.sketch.take(1.2)
@@ -6230,10 +6299,15 @@ class DialogueTestCase(TestCase):
                 self.browser.press("3", "0")  # in its place: it is selected
                 self.assertEqual([], self.marked())
                 self.assertEqual("30", self.browser.get(field(), "property/value"))
-        self.sketch.answer('ERROR "30" has no layer [center].')
-        self.click("Rotate")
-        self.wait_for_footer('"30" has no layer')
-        self.assertEqual([], self.marked())
+        for angle, error in (
+            ("30", '"30" has no layer [center].'),  # that is a layer
+            ("thirty", "Nothing is selected."),  # which comes before the angle
+        ):
+            self.enter("Angle", angle)
+            self.sketch.answer(f"ERROR {error}")
+            self.click("Rotate")
+            self.wait_for_footer(error)
+            self.assertEqual([], self.marked())
 
     def test_the_arrow_keys_step_a_number_with_shift_by_ten(self):
         self.browser.open(self.page)

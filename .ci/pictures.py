@@ -10,6 +10,7 @@ It needs Chromium, for the second also WPE WebKit, as the tests do. The README's
 
 import base64
 import contextlib
+import itertools
 import os
 import pathlib
 import re
@@ -37,10 +38,10 @@ class Panel:
     """The dialogue in a browser, of any size, light or dark."""
 
     def __init__(self, engine, folder):
-        self.browser = tests.Browser(engine)
         self.engine = engine
         self.bundle = pathlib.Path(tests.installed(folder))
         self.resources = self.bundle / "Contents" / "Resources"
+        self.browser = tests.Browser(engine)  # the last: from now on it has to be closed
 
     def open(self, scheme):
         """Open the page; in WebKit in a frame, since its window has one size and one scheme."""
@@ -111,7 +112,7 @@ class Panel:
         tests.wait_until(lambda: re.search(text, self.browser.get(footer, "text")))
 
 
-def states(panel, sketch, server):
+def states(panel, sketch, start_server):
     """Bring the dialogue from state to state; yield the name of each."""
     browser = panel.browser
     working = "return document.getAnimations().some((a) => a.currentTime > 600)"
@@ -120,14 +121,14 @@ def states(panel, sketch, server):
     panel.click("Time")
     yield "time-not-connected"
     panel.click("Rotator")
-    running = server("--dry-run")
+    running = start_server("--dry-run")
     panel.wait_for("dry run")
     panel.click("Rotate")
     panel.wait_for("Dry run:")
     yield "dry-run"
     running.stop()
     panel.wait_for("Not connected")
-    running = server("--sketch", sketch.app)
+    running = start_server("--sketch", sketch.app)
     panel.wait_for("Connected to Sketch")
     yield "connected"
     sketch.hold()
@@ -202,12 +203,12 @@ def prepared(engine):
         ending.callback(sketch.close)
         ending.callback(sketch.release)
 
-        def server(*arguments):
+        def start_server(*arguments):
             server = tests.Server(str(panel.bundle), *arguments)
             ending.callback(lambda: server.process.poll() is None and server.kill())
             return server
 
-        yield panel, sketch, server
+        yield panel, sketch, start_server
 
 
 def take_all(folder):
@@ -223,13 +224,13 @@ def take_all(folder):
 
 def take_sizes(panel, folder, name, scheme):
     engine = panel.engine.split()[0].lower()
-    sizes = [(w, h, t) for w in WIDTHS for h in HEIGHTS for t in TEXT_SIZES]
-    for width, height, text_size in sizes:
+    schemes = SCHEMES if panel.engine == "Chromium" else (scheme,)
+    for width, height, text_size in itertools.product(WIDTHS, HEIGHTS, TEXT_SIZES):
         panel.resize(width, height, text_size)
-        for scheme_ in SCHEMES if panel.engine == "Chromium" else (scheme,):
+        for scheme in schemes:
             if panel.engine == "Chromium":
-                panel.emulate(scheme_)
-            panel.take(folder / f"{name}-{width}x{height}-{text_size}-{scheme_}-{engine}.png")
+                panel.emulate(scheme)
+            panel.take(folder / f"{name}-{width}x{height}-{text_size}-{scheme}-{engine}.png")
     panel.resize(290, 460)
     if panel.engine == "Chromium":
         panel.emulate("light", "active")
@@ -242,8 +243,8 @@ def take_those_of_the_readme():
         fonts.write(FONTS)
         fonts.flush()
         os.environ["FONTCONFIG_FILE"] = fonts.name
-        with prepared("Chromium") as (panel, sketch, server):
-            server("--sketch", sketch.app)
+        with prepared("Chromium") as (panel, sketch, start_server):
+            start_server("--sketch", sketch.app)
             for scheme in SCHEMES:
                 panel.open(scheme)
                 panel.resize(290, 460)

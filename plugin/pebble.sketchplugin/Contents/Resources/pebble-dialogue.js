@@ -12,6 +12,7 @@ const tabs = [...document.querySelectorAll("[role=tab]")];
 const footer = document.querySelector("footer");
 
 const DAY = 24 * 60 * 60;
+const SUCCESSES = ["done", "dry run"];
 const CHECKS = { // a field's name: whether a script will take its text
   angle: (text) => text.trim() !== "" && Number.isFinite(Number(text)),
   time: (text) => !Number.isNaN(secondsOfDay(text)),
@@ -143,7 +144,7 @@ function ticked({ detail }) {
     if (document.activeElement === document.body) runButton.focus(); // Stop had to wait for it
     return;
   }
-  if (detail.status !== "done" && detail.status !== "dry run") return stop();
+  if (!SUCCESSES.includes(detail.status)) return stop();
   tickTimer = setTimeout(tick, nextTick - Date.now());
 }
 
@@ -234,7 +235,7 @@ function showWrongFields(event) {
     const looksWrong = ({ name, value }) => CHECKS[name]?.(value) === false;
     const fields = [...(button.form ?? rows).querySelectorAll("input")].filter(looksWrong);
     mark(fields.filter(({ value }) => output.includes(`"${value}"`)));
-  } else if (button.closest("section").hidden) {
+  } else if (SUCCESSES.includes(status) && button.closest("section")?.hidden) {
     event.preventDefault(); // a success of the other page is no news on this one
   }
 }
