@@ -462,7 +462,6 @@ class WebSocketHandler(socketserver.BaseRequestHandler):
 
     def finish(self) -> None:
         """Drop TCP (7.1.1), but read first: unread bytes reset it, and our Close may be lost."""
-        self._deadline = time.monotonic() + CLOSE_TIMEOUT
         with suppress(OSError, ProtocolError):  # raised when the peer has gone, or at the deadline
             self.request.shutdown(socket.SHUT_WR)
             while self._has_place:  # one that was refused for want of a place must not stay

@@ -362,6 +362,14 @@ class Server:
     def memory(self):
         return memory(self.process.pid)
 
+    def open_connections(self):
+        """Return the numbers of those whose end is not in the log yet."""
+        lines = "\n".join(filter(None, self.log))
+        opened, ended = (
+            set(re.findall(rf" (#\d+) {end} ", lines)) for end in ("= open", "[=!] closed")
+        )
+        return opened - ended
+
     def wake_ups(self):
         """Return how often its threads were woken up, or put aside."""
         total = 0
@@ -386,6 +394,7 @@ class Server:
         """Raise AssertionError unless it is idle, said nothing odd, and keeps its secret."""
         if self.process.poll() is None:
             wait_until(lambda: all(now <= idle for now, idle in zip(self.counts(), self.idle)))
+            wait_until(lambda: not self.open_connections())  # a line may come late
         for line in filter(None, self.log):
             if not re.match(r"\d\d:\d\d:\d\d (#\d+ [=<>|!]|[=!]) ", line) or not line.isprintable():
                 raise AssertionError(f"not a line of a log: {line!r}")
