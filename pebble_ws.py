@@ -214,9 +214,13 @@ def read_messages(reader: io.BufferedReader, max_size: int) -> Iterator[tuple[in
         key = reader.read(4)
         while length:  # a long frame comes in parts
             part = reader.read1(min(length, RECEIVE_SIZE))
-            message += unmask(part, key)
+            if message:
+                message += unmask(part, key)
+            else:
+                message = unmask(part, key)  # most often it is all, and is not copied
             length -= len(part)
-            key = key[len(part) % 4 :] + key[: len(part) % 4]  # turned, for the rest of it
+            if length:  # the key is turned, for the rest of it
+                key = key[len(part) % 4 :] + key[: len(part) % 4]
             if kind == TEXT and (length or not is_final):  # at its end all of it is decoded
                 checked = check_text(message, checked)
         if is_final:
@@ -241,13 +245,13 @@ def read_frame_head(reader: io.BufferedReader) -> tuple[int, bool, int]:
     return opcode, first >= FIN, length
 
 
-def unmask(payload: bytes, key: bytes) -> bytes | bytearray:
+def unmask(payload: bytes, key: bytes) -> bytearray:
     """Return the payload without its mask (5.3)."""
     size = len(payload)
     if size <= SHORT:
         mask = (key * (size // 4 + 1))[:size]
         unmasked = int.from_bytes(payload, "little") ^ int.from_bytes(mask, "little")
-        return unmasked.to_bytes(size, "little")
+        return bytearray(unmasked.to_bytes(size, "little"))
 
     # A long one in four parts: the bytes that are masked with the same byte of the key.
     result = bytearray(payload)
@@ -667,12 +671,12 @@ def find_command(message: str) -> tuple[str, str]:
     bundle = f"{parent}.sketchplugin"
     commands = read_commands(bundle)
     file = os.stat(script)
-    identifiers = [
-        command["identifier"] for command in commands if is_command_for(file, command, bundle)
-    ]
-    if not identifiers:
+    # The one that is called like the message comes first, and the others in their order.
+    commands.sort(key=lambda command: command.get("identifier") != message)
+    own = (each["identifier"] for each in commands if is_command_for(file, each, bundle))
+    identifier = next(own, None)
+    if identifier is None:
         raise UserError(f"No command in manifest.json that has an identifier runs {name}. Add one.")
-    identifier = message if message in identifiers else identifiers[0]
     if [command.get("identifier") for command in commands].count(identifier) > 1:
         both = f'Two commands in manifest.json have the identifier "{identifier}"'
         raise UserError(f"{both}, and Sketch would run the first. Change one.")
