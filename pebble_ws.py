@@ -847,7 +847,7 @@ def unquoted(line: bytes) -> str:
     text = line.decode("utf-8", "replace").rstrip()
     quoted = re.match(QUOTED, text)
     if quoted and (quoted[2] or len(line) == LINE_SIZE):
-        # It is written as JSON is, but for the two kinds of quotes.
+        # It is written as JSON is, except for the two kinds of quotes.
         string = quoted[1].replace("\\'", "'").replace('"', '\\"')
         try:
             return json.loads(f'"{string}"', strict=False)
@@ -1004,6 +1004,7 @@ class Bridge(WebSocketServer):
         return output.answer(exit_status)
 
     def is_stopping(self) -> bool:
+        """Return whether no more clicks are run."""
         return self.stop_time < float("inf")
 
     def stop(self) -> str:
@@ -1284,8 +1285,7 @@ def copy_plugin(target: str) -> None:
 
 
 if __name__ == "__main__":
+    # Whoever presses Ctrl-C once more, when main has ended, shall see no traceback.
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-        signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        )  # Ctrl-C once more, after main, has no traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(main())
