@@ -34,6 +34,7 @@ from __future__ import annotations
 import argparse
 import errno
 import fcntl
+import functools
 import io
 import itertools
 import json
@@ -659,6 +660,8 @@ def find_command(message: str) -> tuple[str, str]:
 
     The manifest is read each time, so that a change to it needs no restart. Raise UserError.
     """
+    if message in doubled_messages():
+        raise UserError(f'SCRIPTS in pebble_ws.py lists "{message}" twice. Change or delete one.')
     script = os.path.normpath(os.path.join(BUNDLE, "Contents/Sketch", str(SCRIPTS[message])))
     name = os.path.basename(script)
     parent, extension, path_in_bundle = script.rpartition(".sketchplugin/")
@@ -676,11 +679,20 @@ def find_command(message: str) -> tuple[str, str]:
     own = (each["identifier"] for each in commands if is_command_for(file, each, bundle))
     identifier = next(own, None)
     if identifier is None:
-        raise UserError(f"No command in manifest.json that has an identifier runs {name}. Add one.")
+        raise UserError(f"manifest.json has no command, with an identifier, for {name}. Add it.")
     if [command.get("identifier") for command in commands].count(identifier) > 1:
         both = f'Two commands in manifest.json have the identifier "{identifier}"'
         raise UserError(f"{both}, and Sketch would run the first. Change one.")
     return bundle, identifier
+
+
+@functools.lru_cache(maxsize=1)
+def doubled_messages() -> list[str]:
+    """Return the messages that stand twice in SCRIPTS: Python keeps the last, without a word."""
+    with open(__file__, encoding="utf-8") as file:
+        entries = re.search(r"(?ms)^SCRIPTS = \{(.*?)^\}", file.read())
+    messages = re.findall(r'(?m)^ *"(.*?)" *:', entries[1]) if entries else []
+    return [message for message in messages if messages.count(message) > 1]
 
 
 def read_commands(bundle: str) -> list[dict]:
@@ -892,7 +904,9 @@ class DialogueHandler(WebSocketHandler):
         self.log("<", message)
         if message not in SCRIPTS:
             sends = f'This button sends "{message[:MAX_LOGGED]}"; SCRIPTS in pebble_ws.py lists no'
-            self.answer(message, "unknown", f"{sends} such message. Add it and start again.")
+            self.answer(
+                message, "unknown", f"{sends} such message. Fix one of the two and restart."
+            )
         elif not self.server.take(self, message):
             self.answer(message, "busy", f"{MAX_WAITING} clicks are waiting. Try again soon.")
 
@@ -1200,7 +1214,7 @@ def log_what_clicks_will_do(bridge: Bridge) -> None:
     elif not bridge.app:
         bridge.log("!", NO_SKETCH)
     if not IS_INSTALLED and os.path.isdir(os.path.expanduser(f"{PLUGINS}/pebble.sketchplugin")):
-        bridge.log("!", "Sketch uses the installed copy, not this: choose start-webservice in it.")
+        bridge.log("!", "Sketch uses the installed copy, not this: choose start-webservice there.")
     for mistake in find_mistakes():
         bridge.log("!", mistake)
 

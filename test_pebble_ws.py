@@ -4701,7 +4701,7 @@ class APluginOfOnesOwn(DesignersTestCase):
                     self.assertEqual((status, output), (answer["status"], answer["output"]))
             with self.subTest("no panel", engine=engine):
                 self.model(sketch, engine, "pair", "")
-                output = "Open the panel first: choose open-panel in the Plugins menu (Spacing)."
+                output = "Open the panel first: choose open-panel of Spacing in the Plugins menu."
                 self.assertEqual(output, client.click("space")["output"])
         self.assertEqual([bundle, "space"], sketch.calls()[0][1:3])
 
@@ -4883,7 +4883,7 @@ class ScriptsThroughTheServer(BridgeTestCase):
                 "pair",
                 None,
                 "failed",
-                "Open the panel first: choose open-panel in the Plugins menu (Pebble WS).",
+                "Open the panel first: choose open-panel of Pebble WS in the Plugins menu.",
             ),
         ):
             title = "" if values is None else json.dumps({**VALUES, **values})
@@ -6047,7 +6047,7 @@ class DialogueTestCase(TestCase):
             ('<label for="a">Unit</label><select id="a"></select>', "Unit"),
             ('<textarea aria-label="Note"></textarea>', "Note"),
             ('<input id="gap">', "gap"),
-            ('<ul data-list="stops"><li><input name="at"><input id="gap"></li></ul>', "gap"),
+            ('<ul data-list="more"><li><input name="at"><input id="gap"></li></ul>', "gap"),
         ):
             with self.subTest(field):
                 self.open_own_page(OWN_PAGE + field + answer)

@@ -572,7 +572,7 @@ test("set-time refuses hands that a Stack places", () => {
 
 for (const command of ["rotate", "rotate-duplicate", "set-time"]) {
   const ready = command === "set-time" ? withWatch : withPair;
-  const panelFirst = "Open the panel first: choose open-panel in the Plugins menu (Pebble WS).";
+  const panelFirst = "Open the panel first: choose open-panel of Pebble WS in the Plugins menu.";
 
   test(`${command} with no document open says so, though no toast can`, () => {
     const sketch = ready();
@@ -1059,7 +1059,7 @@ test("a script that takes values changes nothing while the panel is not open", (
   sketch.closePanel();
   sketch.run("space", OWN);
   equal(sketch.lines, [
-    "ERROR Open the panel first: choose open-panel in the Plugins menu (Spacing).",
+    "ERROR Open the panel first: choose open-panel of Spacing in the Plugins menu.",
   ]);
 });
 
@@ -1094,7 +1094,7 @@ test("two plugins open at the same time see nothing of each other", () => {
 
   // Closing, and opening again, is each one's own affair too.
   sketch.panels[0].visible = false;
-  fail(sketch, "rotate", /^Open the panel first: .* \(Pebble WS\)\.$/);
+  fail(sketch, "rotate", /^Open the panel first: .* of Pebble WS in .*\.$/);
   sketch.lines = [];
   sketch.run("space", OWN);
   equal(sketch.lines, ["OK gap 12"]);

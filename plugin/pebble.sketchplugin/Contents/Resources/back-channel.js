@@ -4,7 +4,8 @@
 //   <input name="angle">                  a field: its value is in the title, for the scripts
 //   <tbody data-list="rows"> … </tbody>   a list: an object for each child that has fields
 //   <button data-message="rotate">        a button: a click sends this text to pebble_ws.py
-//   <p id="answer"></p>                   what came of the last click; may be missing
+//   <p id="answer"></p>                   what came of the last click; where it is missing, only
+//                                         a failure is shown, at the end of the page
 //   <p id="state"></p>                    the connection; may be missing. What the page writes
 //                                         into it is said as long as there is no connection
 //
@@ -15,11 +16,11 @@
 //     output in its detail; preventDefault() keeps an answer from being shown;
 //   - hears of a lost connection by the document's "lost" event;
 //   - calls backChannel.saveValues() when it has changed a field's value, backChannel.say(status,
-//     text) to show a text of its own, and backChannel.send(button) to send without a click, which
-//     is quiet for the first seconds and returns whether it could.
+//     text, ...nodes) to show a text of its own, and backChannel.send(button) to send without a
+//     click, which is quiet for the first seconds and returns whether it could.
 "use strict";
 
-window.backChannel = (() => {
+window.backChannel ??= (() => {
   const HOSTS = ["localhost", "127.0.0.1"]; // taken in turn: macOS may block either
   const ATTEMPT_LIMIT = 5000; // ms; WebKit would wait for ever for a handshake's answer
   const RETRY_SOON = 1000;
@@ -44,7 +45,14 @@ window.backChannel = (() => {
   const FIELD =
     ":is(input:not([type=button], [type=submit], [type=reset], [type=image]), select, textarea)";
 
-  // Where the page has no such element, one that is not in it takes its part.
+  if (document.readyState === "loading") {
+    const word = 'Add defer: <script src="back-channel.js" defer></script>. No button works without.';
+    document.addEventListener("DOMContentLoaded", () => document.body.prepend(word));
+    return {};
+  }
+
+  // Where the page has no such element, one that is not in it takes its part. That for the answer
+  // comes into the page when something goes wrong: a click must not fail without a word.
   const answer = document.getElementById("answer") ?? document.createElement("p");
   const state = document.getElementById("state") ?? document.createElement("p");
   const wordsOfPage = state.textContent.trim() ? [...state.childNodes] : [NOT_CONNECTED];
@@ -59,7 +67,7 @@ window.backChannel = (() => {
   let clock; // ticks while one runs
 
   let problem = ""; // with the page's fields
-  let said = { status: "", text: "" };
+  let said = { status: "", text: "", nodes: [] };
   let shown = "";
   const seconds = document.createElement("span");
   seconds.ariaHidden = "true"; // or a screen reader would read the line each second
@@ -105,7 +113,8 @@ window.backChannel = (() => {
     const values = { __proto__: null };
     for (const element of document.body.querySelectorAll(`[data-list], ${FIELD}`)) {
       const list = element.closest("[data-list]");
-      if (element === list) values[list.dataset.list] = rowsOf(list);
+      if (element === list && !list.dataset.list) problem = 'Give the list a name: data-list="…".';
+      else if (element === list) put(values, list.dataset.list, rowsOf(list));
       else if (!list) addValue(values, element);
     }
     return values;
@@ -128,11 +137,18 @@ window.backChannel = (() => {
       problem = `Give the field "${labelOf(field)}" a name="…", or no script can read it.`;
     } else if (type === "radio") {
       values[name] = checked ? value : values[name] ?? "";
-    } else if (name in values) {
-      problem = `Two fields have the name "${name}". Give one of them another.`;
+    } else if (type === "select-multiple") {
+      put(values, name, Array.from(field.selectedOptions, (option) => option.value));
     } else {
-      values[name] = type === "checkbox" ? checked : value;
+      put(values, name, type === "checkbox" ? checked : value);
     }
+    // The browser gives no value then, whatever stands there.
+    if (field.validity.badInput) problem = `What "${labelOf(field)}" shows is not a ${type}.`;
+  }
+
+  function put(values, name, value) {
+    if (name in values) problem = `Two fields have the name "${name}". Give one of them another.`;
+    else values[name] = value;
   }
 
   function labelOf(field) {
@@ -182,7 +198,7 @@ window.backChannel = (() => {
   }
 
   function connected() {
-    if (said.status !== "no answer") say("", ""); // what an earlier server answered
+    if (said.status && said.status !== "no answer") say("", ""); // of an earlier server
     showConnection();
   }
 
@@ -223,6 +239,16 @@ window.backChannel = (() => {
       button.hidden = !socket;
       if (socket) button.style.removeProperty("display");
       else button.style.setProperty("display", "none", "important"); // whatever the page's CSS says
+
+      const waits = waiting.has(button.dataset.message);
+      if (waits && !button.disabled) {
+        button.disabled = true;
+        button.dataset.waits = ""; // else it is the page that has disabled it
+      } else if (!waits && "waits" in button.dataset) {
+        button.disabled = false;
+        button.ariaBusy = null;
+        delete button.dataset.waits;
+      }
     }
   }
 
@@ -242,14 +268,15 @@ window.backChannel = (() => {
   function clicked(event) {
     const button = event.target.closest("[data-message]");
     if (!button || event.defaultPrevented || !send(button)) return;
-    said = { status: "", text: "" };
+    said = { status: "", text: "", nodes: [] };
     waiting.get(button.dataset.message).quiet = false;
     show();
   }
 
-  // A form's button is hidden then, and Return presses nothing.
-  function returnPressed({ key, target }) {
-    if (key !== "Enter" || socket || !target.matches("input")) return;
+  // A form's button is hidden then, and Return presses nothing. While an input method composes a
+  // word (WebKit: 229), Return only ends that.
+  function returnPressed({ key, keyCode, target }) {
+    if (key !== "Enter" || keyCode === 229 || socket || !target.matches("input")) return;
     if (target.form?.querySelector("[data-message]")) say("not sent", "There is no connection.");
   }
 
@@ -263,10 +290,9 @@ window.backChannel = (() => {
       clock = setInterval(secondPassed, 1000);
     }
     const focused = document.activeElement === button;
-    const disabled = buttons().filter((one) => one.dataset.message === message && !one.disabled);
-    for (const one of disabled) one.disabled = true;
     button.ariaBusy = "true";
-    waiting.set(message, { button, disabled, focused, quiet: true });
+    waiting.set(message, { button, focused, quiet: true });
+    showButtons();
     return true;
   }
 
@@ -302,15 +328,14 @@ window.backChannel = (() => {
   // End the waiting of a click; return its button.
   function end(message) {
     if (!waiting.has(message)) return null;
-    const { button, disabled, focused } = waiting.get(message);
+    const { button, focused } = waiting.get(message);
     if (message === waiting.keys().next().value) {
       runningSince = performance.now(); // the one behind it
       seconds.textContent = "";
     }
     waiting.delete(message);
     if (!waiting.size) clearInterval(clock);
-    for (const one of disabled) one.disabled = false;
-    button.ariaBusy = null;
+    showButtons();
     // It lost the focus when it was disabled: give it back, unless it went elsewhere.
     if (focused && document.activeElement === document.body) button.focus();
     return button;
@@ -318,8 +343,8 @@ window.backChannel = (() => {
 
   // ---- What the page says ----------------------------------------------------------------------
 
-  function say(status, text) {
-    said = { status, text: (SIGNS[status] ?? "") + text };
+  function say(status, text, ...nodes) {
+    said = { status, text: (SIGNS[status] ?? "") + text, nodes };
     show();
   }
 
@@ -329,7 +354,10 @@ window.backChannel = (() => {
     const news = JSON.stringify(lines);
     if (news === shown) return;
     shown = news;
-    answer.replaceChildren(...lines.filter(({ text }) => text).flatMap(elementOf));
+    const spoken = lines.filter(({ text }) => text);
+    answer.replaceChildren(...spoken.flatMap(elementOf));
+    const isWell = ({ status }) => ["", "working", "done", "dry run"].includes(status);
+    if (!answer.isConnected && !spoken.every(isWell)) document.body.append(answer);
     // Of a long failure the last lines say most; with the focus, the arrow keys scroll.
     answer.scrollTop = said.status === "done" && !problem ? 0 : answer.scrollHeight;
     answer.tabIndex = answer.scrollHeight > answer.clientHeight ? 0 : -1;
@@ -337,7 +365,7 @@ window.backChannel = (() => {
 
   function linesOfWaiting() {
     const clicks = [...waiting.values()];
-    const names = clicks.map(({ button }) => button.textContent.trim() || button.value);
+    const names = clicks.map(({ button }) => button.ariaLabel || button.textContent.trim());
     return clicks.map(({ quiet }, i) => {
       const text = i === 0 ? `Running ${names[i]} …`
         : `${names[i]} waits until ${names[i - 1]} is answered.`;
@@ -345,10 +373,10 @@ window.backChannel = (() => {
     });
   }
 
-  function elementOf({ status, text, timed }) {
+  function elementOf({ status, text, nodes = [], timed }) {
     const line = document.createElement("span");
     line.dataset.status = status;
-    line.append(text);
+    line.append(text, ...nodes);
     if (timed) line.append(seconds);
     return [line, " "];
   }

@@ -22,6 +22,12 @@ const CHECKS = { // a field's name: whether a script will take its text
 let running = false; // between Run and Stop
 let nextTick = 0;
 let tickTimer;
+let timeBefore = ""; // Add
+
+const removed = []; // rows that Put back puts back, each with the one below it
+const putBack = document.createElement("button");
+putBack.type = "button";
+putBack.textContent = "Put back";
 
 for (const minutes of [5, 10, 15, 20, 25, 30]) appendRow(`${minutes}min`, "30");
 nameRows();
@@ -30,7 +36,9 @@ rows.addEventListener("click", removeRow);
 rows.addEventListener("input", nameRows);
 rows.addEventListener("keydown", goToNextField);
 document.addEventListener("keydown", step);
+putBack.addEventListener("click", putRowsBack);
 addButton.addEventListener("click", add);
+addButton.addEventListener("answer", added);
 runButton.addEventListener("click", run);
 runButton.addEventListener("answer", ticked);
 stopButton.addEventListener("click", stop);
@@ -70,21 +78,23 @@ function removeRow(event) {
   offerToPutBack(row, next);
 }
 
-// Nothing is lost by a slip: until something else is said, the row can come back.
+// Nothing is lost by a slip: until something else is said, the rows can come back.
 function offerToPutBack(row, next) {
+  if (!putBack.isConnected) removed.length = 0;
+  removed.push([row, next]);
   const name = row.querySelector("input").value;
-  const button = document.createElement("button");
-  button.type = "button";
-  button.textContent = "Put back";
-  button.addEventListener("click", () => {
+  const what = removed.length > 1 ? `${removed.length} rows` : name ? `"${name}"` : "a row";
+  say("", `Removed ${what}. `, putBack);
+}
+
+function putRowsBack() {
+  const [first] = removed[0];
+  for (const [row, next] of removed.splice(0).reverse()) {
     rows.insertBefore(row, next?.isConnected ? next : null);
-    nameRows();
-    row.querySelector("input").focus();
-    say("", "");
-  });
-  const text = name ? `Removed "${name}".` : "Removed a row.";
-  say("", text);
-  find("answer").firstElementChild.replaceChildren(text, " ", button);
+  }
+  nameRows();
+  first.querySelector("input").focus();
+  say("", "");
 }
 
 // Who listens to the page hears which row a field or a button belongs to.
@@ -99,7 +109,8 @@ function nameRows() {
 }
 
 function goToNextField(event) {
-  if (event.key !== "Enter" || !event.target.matches("input")) return;
+  // 229: Return has only ended a word that an input method composed.
+  if (event.key !== "Enter" || event.keyCode === 229 || !event.target.matches("input")) return;
   event.preventDefault();
   const fields = [...rows.querySelectorAll("input")];
   const next = fields[fields.indexOf(event.target) + 1];
@@ -113,6 +124,7 @@ function goToNextField(event) {
 function step(event) {
   const direction = { ArrowUp: 1, ArrowDown: -1 }[event.key];
   const field = event.target;
+  if (event.metaKey || event.altKey || event.ctrlKey) return;
   if (!direction || !field.inputMode || field.readOnly || !/^-?\d+(\.\d+)?$/.test(field.value)) {
     return;
   }
@@ -127,13 +139,21 @@ function step(event) {
 // ---- The clock ---------------------------------------------------------------------------------
 
 function add(event) {
+  timeBefore = time.value;
   if (!addAmount()) event.preventDefault();
+}
+
+// The watch did not move, so the time does not, either.
+function added({ detail }) {
+  if (SUCCESSES.includes(detail.status)) return;
+  time.value = timeBefore;
+  saveValues();
 }
 
 function run(event) {
   if (!addAmount()) return event.preventDefault();
   running = true;
-  nextTick = Date.now() + 1000;
+  nextTick = performance.now() + 1000;
   showClock();
 }
 
@@ -145,11 +165,11 @@ function ticked({ detail }) {
     return;
   }
   if (!SUCCESSES.includes(detail.status)) return stop();
-  tickTimer = setTimeout(tick, nextTick - Date.now());
+  tickTimer = setTimeout(tick, nextTick - performance.now());
 }
 
 function tick() {
-  nextTick = Math.max(nextTick + 1000, Date.now());
+  nextTick = Math.max(nextTick + 1000, performance.now());
   if (!addAmount() || !send(runButton)) stop();
 }
 
@@ -163,7 +183,7 @@ function showClock() {
   const focused = document.activeElement;
   find("run-place").hidden = running; // Run and Stop take turns in one place
   stopButton.hidden = !running;
-  time.readOnly = running;
+  time.readOnly = amount.readOnly = running;
   setButton.disabled = addButton.disabled = running || runButton.disabled;
   find("answer").ariaLive = running ? "off" : "polite"; // not each second
   if (focused === runButton && running) stopButton.focus();

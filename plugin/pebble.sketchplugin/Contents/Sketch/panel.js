@@ -59,9 +59,11 @@ function toast(text) {
 /** What `work` returned, if it is a text. A text of Cocoa's is an object. */
 function sentence(context, returned) {
   const isNative = returned && returned.isKindOfClass;
-  if (typeof returned !== "string" && !isNative) {
+  const isText = typeof returned === "string" || isNative;
+  if (!isText || String(returned).trim() === "") {
+    const kind = isText ? "an empty one" : typeof returned;
     throw new Problem(
-      `${fileName(context.scriptURL)} has run, but returned no text (${typeof returned}). ` +
+      `${fileName(context.scriptURL)} has run, but returned no text (${kind}). ` +
         "Let it return what was done, and leave out async.",
     );
   }
@@ -110,7 +112,7 @@ function panelValues(context) {
   // Closed by its button it is only hidden.
   if (!panel || !panel.isVisible()) {
     throw new Problem(
-      `Open the panel first: choose open-panel in the Plugins menu (${pluginName(context)}).`,
+      `Open the panel first: choose open-panel of ${pluginName(context)} in the Plugins menu.`,
     );
   }
   const webView = panel.contentView();
