@@ -5940,6 +5940,16 @@ class DialogueTestCase(TestCase):
                 focused = "return document.activeElement.value"
                 self.assertEqual(name, self.browser.execute(focused))
 
+    def test_rows_that_were_removed_one_after_the_other_can_all_be_put_back(self):
+        self.browser.open(self.page)
+        for _ in range(2):  # the one below moves up: so does a double click
+            self.browser.click(self.browser.find("//tbody//button[normalize-space()='Remove']"))
+        self.assertEqual("Removed 2 rows. Put back", self.text("answer"))
+        self.start_server()
+        self.wait_for_buttons()
+        self.click("Put back")  # also when the server has come meanwhile
+        self.assert_title(rows=DEFAULT_ROWS)
+
     def test_more_than_sketch_can_read_is_said_before_it_is_lost_and_no_longer_than_that(self):
         self.browser.open(self.page)
         field = self.row_fields()[0]
@@ -6067,6 +6077,8 @@ class DialogueTestCase(TestCase):
             ('<ul data-list="gaps"><li><input name="at"><input name="at"></ul>', "at"),
             ('<ul data-list="gaps"><li><input name="at"><li><input name="at"></ul>', None),
             ('<input name="toString">', None),
+            ('<ul data-list="spacing"><li><input name="at"></ul>', "spacing"),
+            ('<ul data-list="stops"><li><input name="at"></ul>', "stops"),
         ):
             with self.subTest(field):
                 self.open_own_page(OWN_PAGE + field + '<p id="answer"></p>')
@@ -6084,6 +6096,54 @@ class DialogueTestCase(TestCase):
         self.browser.press(ENTER)
         self.browser.type(self.own_field("Spacing"), ENTER)
         self.assertEqual([], self.browser.execute("return errors"))
+
+    def test_a_failure_is_shown_even_by_a_page_that_has_no_place_for_it(self):
+        self.open_own_page(OWN_PAGE + '<button data-message="flipp">Flip</button>')
+        self.start_server()
+        wait_until(lambda: self.shown("Flip"))
+        self.click("Flip")
+        wait_until(lambda: '✕ Unknown: This button sends "flipp"' in self.body_text())
+
+    def test_a_tag_without_defer_is_told(self):
+        self.open_own_page(OWN_PAGE.replace(" defer", ""))
+        wait_until(lambda: "Add defer: <script" in self.body_text())
+
+    def test_a_click_is_sent_once_also_where_the_script_is_loaded_twice(self):
+        tag = '<script src="back-channel.js" defer></script>'
+        self.open_own_page(OWN_PAGE + tag + '<p id="answer"></p>')
+        self.start_server()
+        wait_until(lambda: self.shown("Spread"))
+        self.click("Spread")
+        wait_until(lambda: "✓" in self.text("answer"))
+        self.click("Spread")
+        wait_until(lambda: len(self.sketch.calls()) >= 2 and self.enabled("Spread"))
+        self.assertEqual(2, len(self.sketch.calls()))
+
+    def test_a_button_that_is_drawn_anew_while_it_works_comes_back(self):
+        self.open_own_page()
+        self.start_server()
+        wait_until(lambda: self.shown("Spread"))
+        self.sketch.hold()
+        self.click("Spread")
+        wait_until(lambda: self.sketch.calls())
+        self.browser.execute("const f = document.querySelector('form'); f.innerHTML = f.innerHTML")
+        wait_until(lambda: self.shown("Spread") and not self.enabled("Spread"))
+        self.sketch.release()
+        wait_until(lambda: self.enabled("Spread"))
+
+    def test_values_that_a_browser_keeps_for_itself_are_told_and_several_choices_are_a_list(self):
+        several = (
+            "<select name='kinds' multiple><option selected>a<option>b<option selected>c</select>"
+        )
+        self.open_own_page(OWN_PAGE + several + '<p id="answer"></p>')
+        self.assert_title(kinds=["a", "c"])
+        count = self.browser.find("//input[@name='count']")
+        self.browser.execute("arguments[0].focus(); arguments[0].select()", count)
+        self.browser.type(count, "1e")
+        wait_until(lambda: self.text("answer") == 'What "Count" shows is not a number.')
+
+    def body_text(self):
+        return self.browser.get(self.browser.find("//body"), "text")
 
     def test_a_button_that_the_page_itself_disables_stays_so(self):
         self.open_own_page(OWN_PAGE + '<button data-message="rotate" disabled>Later</button>')
@@ -6137,6 +6197,14 @@ class DialogueTestCase(TestCase):
                 self.assertEqual(expected, self.value("Time"))
                 self.wait_for_footer(f"✓ It is {expected}.")
         self.assertEqual(6, len(self.sketch.calls()))
+
+    def test_add_that_fails_leaves_the_time_as_it_was(self):
+        self.open_connected("Time")
+        self.sketch.answer("ERROR Nothing is selected.")
+        self.click("Add")
+        self.wait_for_footer("✕ Failed: Nothing is selected.")
+        self.assert_title(time="10:10:30")
+        self.assertEqual("10:10:30", self.value("Time"))
 
     def test_a_bad_time_or_amount_is_quoted_and_marked_and_nothing_is_sent(self):
         server = self.open_connected("Time")

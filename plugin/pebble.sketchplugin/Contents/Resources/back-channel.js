@@ -1,5 +1,5 @@
-// The back channel of a page in a Sketch plugin's panel. It needs no other file, and knows the
-// page by these attributes:
+// The back channel of a page in a Sketch plugin's panel. It needs no other file but the session.js
+// that the server writes, and knows the page by these attributes:
 //
 //   <input name="angle">                  a field: its value is in the title, for the scripts
 //   <tbody data-list="rows"> … </tbody>   a list: an object for each child that has fields
@@ -99,8 +99,9 @@ window.backChannel ??= (() => {
   // They are kept in the title: the one thing in a page that a script in Sketch can read at once.
   function saveValues() {
     problem = "";
+    // A title loses all but one of several spaces.
     const title = JSON.stringify(valuesOfPage()).replace(/ (?= )/g, "\\u0020");
-    document.title = title; // of several spaces it keeps one
+    document.title = title;
     const excess = title.length - TITLE_LIMIT;
     if (excess > 0) {
       const characters = excess === 1 ? "1 character" : `${excess} characters`;
@@ -216,6 +217,7 @@ window.backChannel ??= (() => {
     socket = null;
     if (waiting.size) say("no answer", `${why} ${CHECK_LAYERS}`);
     for (const message of waiting.keys()) end(message);
+    show();
     showConnection();
     document.dispatchEvent(new Event("lost"));
   }
@@ -273,8 +275,8 @@ window.backChannel ??= (() => {
     show();
   }
 
-  // A form's button is hidden then, and Return presses nothing. While an input method composes a
-  // word (WebKit: 229), Return only ends that.
+  // With its form's button hidden, Return would do nothing, without a word. While an input method
+  // composes a word (WebKit: 229), Return only ends that.
   function returnPressed({ key, keyCode, target }) {
     if (key !== "Enter" || keyCode === 229 || socket || !target.matches("input")) return;
     if (target.form?.querySelector("[data-message]")) say("not sent", "There is no connection.");

@@ -41,7 +41,7 @@ addButton.addEventListener("click", add);
 addButton.addEventListener("answer", added);
 runButton.addEventListener("click", run);
 runButton.addEventListener("answer", ticked);
-stopButton.addEventListener("click", stop);
+stopButton.addEventListener("click", ({ detail }) => detail > 1 || stop()); // 2: Run's, twice
 document.addEventListener("lost", stop);
 for (const tab of tabs) tab.addEventListener("click", () => showPage(tab));
 for (const tab of tabs) tab.addEventListener("keydown", moveBetweenTabs);
@@ -161,7 +161,8 @@ function run(event) {
 function ticked({ detail }) {
   if (!running) {
     showClock();
-    if (document.activeElement === document.body) runButton.focus(); // Stop had to wait for it
+    // Run was disabled when Stop gave it the focus.
+    if (document.activeElement === document.body) runButton.focus();
     return;
   }
   if (!SUCCESSES.includes(detail.status)) return stop();
