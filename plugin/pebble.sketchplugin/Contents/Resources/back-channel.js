@@ -46,7 +46,7 @@ window.backChannel ??= (() => {
     ":is(input:not([type=button], [type=submit], [type=reset], [type=image]), select, textarea)";
 
   if (document.readyState === "loading") {
-    const word = 'Add defer: <script src="back-channel.js" defer></script>. No button works without.';
+    const word = 'Add defer: <script src="back-channel.js" defer></script>. Nothing works without.';
     document.addEventListener("DOMContentLoaded", () => document.body.prepend(word));
     return {};
   }
