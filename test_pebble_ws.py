@@ -6153,6 +6153,18 @@ class DialogueTestCase(TestCase):
         wait_until(lambda: server.lines("> done") and self.enabled("Spread"))
         self.assertFalse(self.enabled("Later"))
 
+    def test_a_button_that_the_page_disables_at_the_click_is_no_longer_busy_after_the_answer(self):
+        self.open_own_page()
+        server = self.start_server()
+        wait_until(lambda: self.shown("Spread"))
+        spread = self.browser.button("Spread")
+        script = "arguments[0].addEventListener('click', (e) => { e.target.disabled = true; })"
+        self.browser.execute(script, spread)
+        self.click("Spread")
+        wait_until(lambda: server.lines("> done"))
+        wait_until(lambda: self.browser.get(spread, "attribute/aria-busy") in (None, "false"))
+        self.assertFalse(self.enabled("Spread"))
+
     def test_return_in_a_form_of_ones_own_says_that_there_is_no_connection(self):
         self.open_own_page(OWN_PAGE + '<p id="answer"></p>')
         self.browser.execute("window.sameAsBefore = true")

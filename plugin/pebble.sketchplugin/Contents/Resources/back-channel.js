@@ -337,6 +337,7 @@ window.backChannel ??= (() => {
     }
     waiting.delete(message);
     if (!waiting.size) clearInterval(clock);
+    button.ariaBusy = null; // also where the page itself has disabled it
     showButtons();
     // It lost the focus when it was disabled: give it back, unless it went elsewhere.
     if (focused && document.activeElement === document.body) button.focus();
